@@ -1,0 +1,44 @@
+# Every target does the set-up it needs first; with nothing to do that takes a tenth of a second.
+#
+#   LAB_ACCELERATOR=cpu|gpu   the build of vLLM, where the machine itself should not decide
+#   PYTHON=/path/to/python3   the Python that .venv is made with
+#   MEMORY=2G                 for `tour`: run it in a memory cgroup of that size
+
+export PYTHON
+IN_VENV := .venv/bin/
+LIMIT := $(if $(MEMORY),$(IN_VENV)python tools/memory_limit.py $(MEMORY) --)
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv, or bring it up to date
+	@python=$$(sh tools/find_python.sh) && exec "$$python" tools/setup_lab.py
+
+tour: setup ## run the course's notebooks on the real vLLM
+	$(LIMIT) $(IN_VENV)labkit tour
+
+lab: setup ## open the course in JupyterLab
+	$(IN_VENV)jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' \
+	    --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
+	    $(if $(filter 0,$(shell id -u)),--allow-root)
+
+test: setup ## run all tests
+	$(IN_VENV)python -m pytest
+
+lint: setup ## check the style of the code
+	$(IN_VENV)ruff check .
+
+model: setup ## train the bundled model again
+	$(IN_VENV)python -m labkit.tiny.train
+
+lock: setup ## resolve pyproject.toml into requirements/*.txt
+	$(IN_VENV)python tools/lock.py
+
+wheelhouse: setup ## download all wheels into wheelhouse/, for a place without internet
+	$(IN_VENV)python tools/wheelhouse.py
+
+clean: ## remove .venv, runs and caches; notebooks and wheelhouse/ stay
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	find labkit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup tour lab test lint model lock wheelhouse clean

@@ -1,0 +1,151 @@
+"""The block tables of the running engine, step by step, and a picture of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import EngineError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from vllm import LLM, SamplingParams
+
+FREE, SHARED = "#eceff1", "#37474f"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The KV cache after one engine step: who holds which block.
+
+    `tables` maps a request to its block numbers, `tokens` to the tokens it keeps in them;
+    `shared` are the blocks that several requests hold. Block 0 is vLLM's own null block.
+    """
+
+    step: int
+    tables: dict[str, tuple[int, ...]]
+    tokens: dict[str, int]
+    shared: frozenset[int]
+    total_blocks: int
+    block_size: int
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks held by at least one request; a shared block counts once."""
+        return len({block for table in self.tables.values() for block in table})
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Token slots reserved but empty: the rest of each request's last block."""
+        return sum(len(t) * self.block_size - self.tokens[r] for r, t in self.tables.items())
+
+    def contiguous_blocks(self, max_model_len: int) -> int:
+        """Blocks that reserving `max_model_len` tokens for each request would have taken."""
+        return len(self.tables) * ceil(max_model_len / self.block_size)
+
+
+def trace(llm: "LLM", prompts: Sequence[str], params: "Sequence[SamplingParams]") -> list[Snapshot]:
+    """Run requests to their end, one engine step at a time, with a snapshot after each.
+
+    Prompts are given as text, one SamplingParams each. Needs an engine in this process, whose
+    scheduler is a plain object here; raises EngineError otherwise.
+    """
+    scheduler = _scheduler(llm)
+    engine = llm.llm_engine
+    for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(_label(number), prompt, wanted)
+    snapshots = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        snapshots.append(_snapshot(len(snapshots) + 1, scheduler))
+    return snapshots
+
+
+def draw(snapshots: Sequence[Snapshot], moments: int = 6, columns: int = 8) -> "Figure":
+    """A filmstrip of the block pool: one colour a request, dark where blocks are shared."""
+    from matplotlib.figure import Figure
+
+    chosen = _spread([s for s in snapshots if s.tables], moments)
+    requests = sorted({request for s in chosen for request in s.tables})
+    shown = max(block for s in chosen for table in s.tables.values() for block in table)
+    figure = Figure(figsize=(1.55 * len(chosen), 0.5 + 0.19 * ceil(shown / columns)))
+    for axes, snapshot in zip(
+        figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True
+    ):
+        _draw_pool(axes, snapshot, requests, shown, columns)
+    figure.legend(
+        handles=_legend(requests),
+        loc="lower center",
+        ncols=len(requests) + 2,
+        frameon=False,
+        fontsize=8,
+    )
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.86, bottom=0.16, wspace=0.12)
+    return figure
+
+
+def _scheduler(llm: "LLM") -> Any:
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    if core is None:
+        raise EngineError(
+            "The block tables are not in this process.",
+            "The engine runs in a process of its own, as it does by default on a GPU.",
+            "Start it with Engine(..., in_process=True).",
+        )
+    return core.scheduler
+
+
+def _snapshot(step: int, scheduler: Any) -> Snapshot:
+    manager = scheduler.kv_cache_manager
+    held = manager.coordinator.single_type_managers[0].req_to_blocks
+    # vLLM appends a random suffix to a request's id.
+    tables = {name.split("-")[0]: tuple(b.block_id for b in bs) for name, bs in held.items() if bs}
+    running = {r.request_id.split("-")[0]: r.num_computed_tokens for r in scheduler.running}
+    return Snapshot(
+        step=step,
+        tables=tables,
+        tokens={name: running.get(name, 0) for name in tables},
+        shared=frozenset(b.block_id for bs in held.values() for b in bs if b.ref_cnt > 1),
+        total_blocks=manager.block_pool.num_gpu_blocks,
+        block_size=scheduler.block_size,
+    )
+
+
+def _label(number: int) -> str:
+    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+def _spread(snapshots: Sequence[Snapshot], count: int) -> list[Snapshot]:
+    """A few snapshots, evenly spread from the first to the last."""
+    last = len(snapshots) - 1
+    places = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    return [snapshots[place] for place in places]
+
+
+def _colour(requests: Sequence[str], request: str) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["tab10"](requests.index(request) % 10)
+
+
+def _draw_pool(
+    axes: Any, snapshot: Snapshot, requests: Sequence[str], shown: int, columns: int
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    colours = {b: _colour(requests, r) for r, table in snapshot.tables.items() for b in table}
+    colours |= dict.fromkeys(snapshot.shared, SHARED)
+    for block in range(1, shown + 1):
+        row, column = divmod(block - 1, columns)
+        colour = colours.get(block, FREE)
+        axes.add_patch(Rectangle((column, -row), 0.88, 0.88, facecolor=colour, edgecolor="none"))
+    axes.set(xlim=(-0.1, columns), ylim=(-ceil(shown / columns) + 0.8, 1.0), aspect="equal")
+    axes.set_title(f"step {snapshot.step}", fontsize=8)
+    axes.axis("off")
+
+
+def _legend(requests: Sequence[str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    named = [Patch(color=_colour(requests, r), label=f"request {r}") for r in requests]
+    return [*named, Patch(color=SHARED, label="shared"), Patch(color=FREE, label="free")]

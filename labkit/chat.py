@@ -1,0 +1,166 @@
+"""A conversation with a server over the OpenAI SDK: sampling, history, streamed replies."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from labkit.errors import ChatError
+
+if TYPE_CHECKING:
+    from labkit.server import Server
+
+SYSTEM = "You are a helpful assistant."
+
+
+class Sampling(BaseModel):
+    """How the next token is chosen, and when a reply ends; lengths are in tokens.
+
+    `repetition_penalty` and `stop_token_ids` are vLLM's own and travel in `extra_body`.
+    Raises ChatError, in a sentence, for values out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(0.45, ge=0, le=2)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ChatError(
+                f"{name}={first['input']!r} is not possible.", f"{first['msg']}.", f"Change {name}."
+            ) from None
+
+    def openai_kwargs(self) -> dict[str, Any]:
+        """The keywords for `client.chat.completions.create`."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "extra_body": {
+                "repetition_penalty": self.repetition_penalty,
+                "stop_token_ids": list(self.stop_token_ids),
+            },
+        }
+
+
+class Chat:
+    """A conversation with a server's model; `history` holds its messages so far.
+
+    `stream` is a plain function of message and history, as a chat window wants it; `send` keeps
+    the history itself.
+    """
+
+    def __init__(
+        self, server: "Server", system: str = SYSTEM, sampling: Sampling | None = None
+    ) -> None:
+        self.model, self.system = server.model, system
+        self.sampling = sampling or Sampling()
+        self.history: list[dict[str, str]] = []
+        self._client = server.client()
+
+    def stream(
+        self,
+        message: str,
+        history: list[Any] | None = None,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """Yield the reply so far, longer with each piece that arrives.
+
+        Raises ChatError when the server refuses the request or goes away.
+        """
+        import httpx
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            chunks = self._client.chat.completions.create(
+                model=self.model,
+                messages=self.messages(message, history or [], system),
+                stream=True,
+                **(sampling or self.sampling).openai_kwargs(),
+            )
+            with chunks:
+                yield from _growing(chunks)
+        except APIStatusError as error:
+            raise ChatError(
+                "The server refused the request.", error.message, "Change it and send it again."
+            ) from error
+        except (APIConnectionError, httpx.TransportError) as error:
+            # A server that dies in mid-stream raises httpx's error, not the SDK's.
+            raise ChatError(
+                "The server does not answer, or it broke off.",
+                "It was stopped, or it is still starting.",
+                "Start it again; the conversation is kept.",
+            ) from error
+
+    def send(self, message: str) -> str:
+        """The whole reply to a message, which joins the history with it."""
+        last = deque(self.stream(message, self.history), maxlen=1)
+        reply = last[0] if last else ""
+        self.history += [
+            {"role": "user", "content": message},
+            {"role": "assistant", "content": reply},
+        ]
+        return reply
+
+    def messages(
+        self, message: str, history: list[Any], system: str | None = None
+    ) -> list[dict[str, str]]:
+        """The messages of one request: system prompt, history, and the new message."""
+        system = self.system if system is None else system
+        first = [{"role": "system", "content": system}] if system else []
+        return [*first, *flatten(history), {"role": "user", "content": message}]
+
+
+def flatten(history: list[Any]) -> list[dict[str, str]]:
+    """Gradio's history as plain OpenAI messages.
+
+    Since Gradio 6 a message's content is a list of parts; only their text is sent. Raises
+    ChatError for the (user, assistant) pairs of Gradio before 5.
+    """
+    return [_plain(message) for message in history]
+
+
+def parse_token_ids(text: str) -> tuple[int, ...]:
+    """Token ids from a text like "151645, 151643"; raises ChatError when one is no number."""
+    words = [word for word in text.replace(",", " ").split() if word]
+    wrong = [word for word in words if not word.isascii() or not word.isdigit()]
+    if wrong:
+        raise ChatError(
+            f"{wrong[0]!r} is not a token id.",
+            "stop_token_ids are whole numbers, such as 151645 for <|im_end|> in Qwen2.5.",
+            "Write numbers, with commas between them.",
+        )
+    return tuple(map(int, words))
+
+
+def _growing(chunks: Any) -> Iterator[str]:
+    reply = ""
+    for chunk in chunks:
+        piece = chunk.choices[0].delta.content if chunk.choices else None
+        if piece:
+            reply += piece
+            yield reply
+
+
+def _plain(message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise ChatError(
+            "The history is in the old form.",
+            "Messages as (user, assistant) pairs ended with Gradio 5.",
+            "Give a list of {'role': ..., 'content': ...} messages.",
+        )
+    content = message["content"]
+    if isinstance(content, list):
+        parts = [part if isinstance(part, str) else part.get("text", "") for part in content]
+        content = "\n".join(part for part in parts if part)
+    return {"role": message["role"], "content": content}

@@ -1,0 +1,201 @@
+"""The command `labkit`: run the course, look at the machine, serve a model."""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+import labkit
+from labkit.errors import LabError
+
+app = typer.Typer(
+    help="Serve a large language model yourself: the notebooks of the vLLM lab kit, and its tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that one cell may take.")]
+Model = Annotated[str, typer.Argument(help="A bundled name, folder or hub id.")]
+
+
+def _pairs(of: str) -> Any:
+    """The option -p NAME VALUE."""
+    help_text = f"{of}; repeat for more."
+    return typer.Option("-p", "--parameter", metavar="NAME VALUE", help=help_text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0 when all went well, 1 on a failure, 2 on wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(_paired(list(arguments)), prog_name="labkit")
+    except LabError as error:
+        _print_error(error)
+        raise SystemExit(1) from None
+
+
+@app.callback(invoke_without_command=True)
+def _labkit(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"labkit {labkit.__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def tour(out: Out = Path("runs"), timeout: Timeout = 600) -> None:
+    """Run the whole course, in order, with its own settings."""
+    _run([], {}, out, timeout)
+
+
+@app.command()
+def run(
+    notebooks: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="NOTEBOOK...", help="A path, or 03, server or 03_server."),
+    ] = None,
+    parameter: Annotated[Optional[list[str]], _pairs("A parameter of theirs")] = None,  # noqa: UP045
+    all_: Annotated[bool, typer.Option("--all", help="Run the whole course.")] = False,
+    out: Out = Path("runs"),
+    timeout: Timeout = 600,
+) -> None:
+    """Run notebooks, such as: labkit run 03 -p MODEL ~/models/Qwen2.5-7B -p MAX_MODEL_LEN 4096"""
+    if bool(notebooks) == all_:
+        raise typer.BadParameter("name notebooks, or give --all for the whole course.")
+    from labkit.parameters import Text
+
+    values = {name: Text(value) for name, value in _values(parameter).items()}
+    _run(notebooks or [], values, out, timeout)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Look at this machine and its set-up, and say what is missing and what to do."""
+    from labkit.doctor import checks
+
+    found = checks()
+    if as_json:
+        import json
+
+        print(json.dumps([asdict(check) for check in found], indent=1, ensure_ascii=False))
+    else:
+        _print_checks(found)
+    raise typer.Exit(1 if any(check.status == "fail" for check in found) else 0)
+
+
+@app.command()
+def weights(
+    model: Annotated[str, typer.Argument(help="A bundled name, folder or hub id.")],
+) -> None:
+    """Find a model and check that its files are whole."""
+    from labkit import weights
+
+    print(weights.find(model))
+
+
+@app.command()
+def serve(
+    model: Model = "tiny",
+    port: Annotated[Optional[int], typer.Option(help="Default: a free one.")] = None,  # noqa: UP045
+    parameter: Annotated[Optional[list[str]], _pairs("A setting of the engine")] = None,  # noqa: UP045
+) -> None:
+    """Serve a model on the OpenAI API until Ctrl-C."""
+    from labkit import launcher
+
+    settings: dict[str, Any] = _values(parameter) | ({"port": port} if port else {})
+    _end_on_sigterm()
+    try:
+        with launcher.launch(model, **settings) as server:
+            print(
+                f"base_url  {server.base_url}\napi_key   {server.api_key}\nmodel     {server.model}"
+            )
+            print(f"log       {server.log_path}\nCtrl-C ends it.", flush=True)
+            while server.alive:
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    raise LabError("The server ended.", "Its log tells why.", f"Read {server.log_path}.")
+
+
+def _run(notebooks: list[str], parameters: dict[str, Any], out: Path, timeout: float) -> None:
+    """Run notebooks and exit by what became of them."""
+    # Building its grammar takes jsonschema a second, for a format that no notebook's schema has.
+    sys.modules["rfc3987_syntax"] = None
+    from labkit import progress, runs
+
+    _end_on_sigterm()
+    try:
+        report = runs.run(notebooks, parameters, out=out, timeout=timeout)
+    except runs.Interrupted as interruption:
+        report = interruption.report
+    print(progress.summary(report))
+    raise typer.Exit(report.exit_code)
+
+
+def _end_on_sigterm() -> None:
+    """Treat the end of a CI job or of a terminal like Ctrl-C, so that everything is cleaned up."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def _paired(arguments: list[str]) -> list[str]:
+    """`-p NAME VALUE`, as papermill has it, written as `-p NAME=VALUE`, as typer needs it."""
+    paired: list[str] = []
+    while arguments:
+        first = arguments.pop(0)
+        paired.append(first)
+        if first in ("-p", "--parameter") and arguments:
+            name = arguments.pop(0)
+            paired.append(name if "=" in name or not arguments else f"{name}={arguments.pop(0)}")
+    return paired
+
+
+def _values(pairs: list[str] | None) -> dict[str, str]:
+    """Names and values out of what `_paired` made; raises a usage error for one without."""
+    split = [pair.partition("=") for pair in pairs or []]
+    if any(not (name and equals) for name, equals, _ in split):
+        raise typer.BadParameter("-p takes a name and a value, such as -p MAX_MODEL_LEN 1024.")
+    return {name: value for name, _, value in split}
+
+
+def _print_error(error: LabError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text(error.what, "bold red"))
+    for label, said in (("Why: ", error.why), ("Next:", error.next)):
+        if said:
+            console.print(Text.assemble((f"{label} ", "bold"), said))
+
+
+def _print_checks(found: list) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": Text("✓", "green"), "warn": Text("!", "yellow"), "fail": Text("✗", "bold red")}
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    for check in found:
+        said = Text(check.finding)
+        if check.advice:
+            said.append(f"\n{check.advice}", "dim" if check.status == "ok" else "italic")
+        table.add_row(marks[check.status], Text(check.name, "bold"), said)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The frame in a notebook that shows a web app of this kernel, and the address it loads.
+
+The browser and the kernel need not be on one machine: behind JupyterHub, in a container or
+through an ssh tunnel, the browser's 127.0.0.1 is another one, and only Jupyter's own address
+gets through. So wherever Jupyter can forward to the app (jupyter-server-proxy), the frame
+takes that way; it is of the same origin as the notebook, which also keeps login cookies.
+"""
+
+import html
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# An app that listens everywhere is reached here.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+Front = Literal["jupyter", "vscode", "colab", "none"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an app on `port` is seen: by whom, at which address, under which path."""
+
+    port: int
+    front: Front
+    src: str
+    """What the frame loads: a path of the notebook's own origin, or a loopback address."""
+    root_path: str
+    """The path in front of the app's own paths at that address; empty where there is none."""
+    direct: str
+    """The address for a browser or a program on the kernel's machine."""
+
+
+def locate(port: int, host: str = "127.0.0.1", environ: Mapping[str, str] = os.environ) -> Place:
+    """Find the address at which the learner's browser reaches `port` of this machine.
+
+    `host` is what the app listens on.
+    """
+    front, server = front_end(environ)
+    direct = f"http://{bracketed(WILDCARDS.get(host.strip('[]'), host))}:{port}/"
+    base = environ.get("JUPYTERHUB_SERVICE_PREFIX")
+    if base is None and server and forwards(server, port):
+        base = server["base_url"]
+    if base is None or front == "vscode":
+        return Place(port, front, direct, "", direct)
+    root = f"{base.rstrip('/')}/proxy/{port}"
+    return Place(port, front, f"{root}/", root, direct)
+
+
+def bracketed(host: str) -> str:
+    """`host` as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def front_end(environ: Mapping[str, str] = os.environ) -> tuple[Front, dict | None]:
+    """What draws this kernel's output, and the running Jupyter server's own record if it does."""
+    if "google.colab" in sys.modules:
+        return "colab", None
+    if "__vsc_ipynb_file__" in _user_names():
+        return "vscode", None
+    server = jupyter_server(environ)
+    return ("jupyter" if server else "none"), server
+
+
+def jupyter_server(environ: Mapping[str, str] = os.environ) -> dict | None:
+    """The record that the Jupyter server which started this kernel keeps of itself, if any.
+
+    Papermill, nbclient and VS Code start kernels without a server, and leave none.
+    """
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    record = Path(jupyter_runtime_dir()) / f"jpserver-{environ.get('JPY_PARENT_PID', '')}.json"
+    try:
+        return json.loads(record.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def forwards(server: Mapping, port: int) -> bool:
+    """Whether this Jupyter server has jupyter-server-proxy's route to `port`.
+
+    Asked without its token: a route that exists sends a stranger to the login page, one that
+    does not is simply not found. (With a slash at the end Jupyter redirects either.)
+    """
+    import httpx
+
+    address = f"{server.get('url', '').rstrip('/')}/proxy/{port}"
+    try:
+        # Not through a campus proxy, and not stopped by the server's own certificate.
+        answer = httpx.get(address, timeout=5, trust_env=False, verify=False)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+    return answer.status_code in (301, 302, 303, 307, 401, 403)
+
+
+def show(place: Place, height: int, title: str) -> None:
+    """Display the app in a frame `height` pixels high, or print its address where none can be."""
+    if place.front == "none":
+        print(line(place, title))
+    elif place.front == "colab":
+        # Colab's browser reaches the machine only through Google's own forwarding.
+        from google.colab import output
+
+        output.serve_kernel_port_as_iframe(place.port, height=str(height))
+    else:
+        from IPython.display import display
+
+        bundle = {"text/html": markup(place, height, title), "text/plain": line(place, title)}
+        display(bundle, raw=True)
+
+
+def line(place: Place, title: str) -> str:
+    """One line that says where the app is."""
+    by_hub = f" (through the hub: {place.src})" if place.root_path else ""
+    return f"{title}: open {place.direct} in a browser on this machine{by_hub}"
+
+
+def markup(place: Place, height: int, title: str) -> str:
+    """The frame as HTML, with a link to the same address for a tab of its own."""
+    src, title = html.escape(place.src), html.escape(title)
+    return (
+        f'<iframe src="{src}" title="{title}" width="100%" height="{height}" '
+        'allow="clipboard-write" style="border: 1px solid #d0d7de; border-radius: 8px">'
+        f'</iframe>\n<small><a href="{src}" target="_blank">{title} in a tab of its own</a></small>'
+    )
+
+
+def _user_names() -> Mapping:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell.user_ns if shell else {}

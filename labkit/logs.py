@@ -1,0 +1,145 @@
+"""vLLM's log files: where they are kept, the stages they tell of, and their throughput line."""
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TextIO
+
+KEEP = 40
+_number = count(1)
+
+# What vLLM's own log lines mean to somebody who waits; each is shown once.
+STAGES = [
+    (re.compile(r"Resolved architecture: (\S+)"), "configuration read: {0}"),
+    (re.compile(r"Starting to load model"), "loading weights"),
+    (re.compile(r"Loading weights took"), "weights loaded"),
+    (re.compile(r"torch\.compile took|torch\.compile takes"), "model compiled"),
+    (re.compile(r"KV cache size: ([\d,]+) tokens"), "KV cache reserved: {0} tokens"),
+    (re.compile(r"Graph capturing finished"), "CUDA graphs captured"),
+    (re.compile(r"Application startup complete"), "HTTP server up"),
+]
+
+THROUGHPUT = re.compile(
+    r"Avg prompt throughput: (?P<prompt>[\d.]+) tokens/s, "
+    r"Avg generation throughput: (?P<generation>[\d.]+) tokens/s, "
+    r"Running: (?P<running>\d+) reqs, Waiting: (?P<waiting>\d+) reqs, "
+    r".*?KV cache usage: (?P<kv_usage>[\d.]+)%"
+    r"(?:, Prefix cache hit rate: (?P<prefix_hits>[\d.]+)%)?"
+)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One throughput line: tokens/s in and out, requests, and percentages of the KV cache."""
+
+    prompt: float
+    generation: float
+    running: int
+    waiting: int
+    kv_usage: float
+    prefix_hits: float | None
+
+
+def throughput(text: str) -> list[Throughput]:
+    """Every throughput line of a log, in order."""
+    return [
+        Throughput(
+            prompt=float(m["prompt"]),
+            generation=float(m["generation"]),
+            running=int(m["running"]),
+            waiting=int(m["waiting"]),
+            kv_usage=float(m["kv_usage"]),
+            prefix_hits=float(m["prefix_hits"]) if m["prefix_hits"] else None,
+        )
+        for m in THROUGHPUT.finditer(text)
+    ]
+
+
+def folder() -> Path:
+    """Where logs are kept: LABKIT_LOGS, or a folder in the user's cache."""
+    chosen = os.environ.get("LABKIT_LOGS")
+    path = Path(chosen) if chosen else Path.home() / ".cache" / "labkit" / "logs"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def new(kind: str) -> Path:
+    """A fresh log file for an "engine" or a "server"; the oldest of many are deleted."""
+    for old in sorted(folder().glob("*.log"), key=lambda p: p.stat().st_mtime)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = folder() / f"{kind}-{stamp}-{os.getpid()}-{next(_number)}.log"
+    path.touch(mode=0o600)
+    return path
+
+
+def shorten(path: Path) -> str:
+    """A path as one would type it here: from the working directory, or from the home folder."""
+    relative = os.path.relpath(path)
+    if not relative.startswith("../../"):
+        return relative
+    home = str(Path.home())
+    return "~" + str(path).removeprefix(home) if path.is_relative_to(home) else str(path)
+
+
+class Stages:
+    """Prints each stage of a start as the log tells of it, with the seconds since the start."""
+
+    def __init__(self, log: Path, stream: TextIO | None = None) -> None:
+        self.log, self.stream = log, stream or sys.stdout
+        self.started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self.begin = self._position = log.stat().st_size
+        self._rest = ""
+        self._pending = list(STAGES)
+
+    def text(self) -> str:
+        """What the log has said since this start began."""
+        with self.log.open("rb") as file:
+            file.seek(self.begin)
+            return file.read().decode(errors="replace")
+
+    def show(self, text: str) -> None:
+        """Print one stage now."""
+        self.seconds[text] = time.monotonic() - self.started
+        print(f"{self.seconds[text]:6.1f} s  {text}", file=self.stream, flush=True)
+
+    def poll(self) -> None:
+        """Print the stages that the log has reached since the last call."""
+        for line in self._new_lines():
+            for stage in list(self._pending):
+                match = stage[0].search(line)
+                if match:
+                    self._pending.remove(stage)
+                    self.show(stage[1].format(*match.groups()))
+
+    def _new_lines(self) -> Iterator[str]:
+        with self.log.open("rb") as file:
+            file.seek(self._position)
+            text = self._rest + file.read().decode(errors="replace")
+            self._position = file.tell()
+        *lines, self._rest = text.split("\n")
+        yield from lines
+
+    def poll_during(self, work: Callable[[], object]) -> object:
+        """Run `work`, polling from a thread while it lasts; returns what it returns."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.1):
+                self.poll()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            return work()
+        finally:
+            done.set()
+            thread.join()
+            self.poll()

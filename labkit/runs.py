@@ -1,0 +1,103 @@
+"""Runs notebooks from top to bottom with papermill, and reports what became of each."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from labkit import parameters as notebook_parameters
+from labkit import progress, report
+from labkit.course import course, find, read
+from labkit.errors import RunError
+from labkit.execution import Limits, execute
+from labkit.records import NotebookRun, RunReport
+
+__all__ = ["Interrupted", "course", "find", "run"]
+
+Display = Callable[[RunReport], AbstractContextManager[Callable[[NotebookRun], object]]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted (Ctrl-C, SIGTERM); `report` holds what it had come to."""
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        super().__init__()
+
+
+def run(
+    notebooks: Sequence[str | Path] = (),
+    parameters: Mapping[str, object] | None = None,
+    out: str | Path = "runs",
+    timeout: float = 600,
+    total_timeout: float = math.inf,
+    display: Display = progress.show,
+) -> RunReport:
+    """Run notebooks one after the other (all of the course without any named), and report.
+
+    A parameter goes to each notebook that has it. `timeout` is for one cell, `total_timeout`
+    for one notebook, in seconds. Results go to a new folder under `out`, which `out`/latest
+    then points at. Raises RunError before anything starts when it cannot be run as asked, and
+    Interrupted, a KeyboardInterrupt, once all its processes are gone.
+    """
+    if not (0 < timeout < math.inf and total_timeout > 0):
+        raise RunError("A timeout is a number of seconds above 0.", next="Try --timeout 600.")
+    records = _plan([find(name) for name in notebooks] or course(), parameters or {})
+    result = RunReport(_new_folder(Path(out).expanduser().resolve()), records)
+    report.write(result)
+    limits, started = Limits(math.ceil(timeout), total_timeout), time.monotonic()
+    try:
+        with display(result) as over:
+            for record in records:
+                record.status = "running"
+                report.write(result)
+                execute(record, result.folder, limits, moved=lambda: report.write(result))
+                over(record)
+    except KeyboardInterrupt:
+        raise Interrupted(result) from None
+    finally:
+        result.finished, result.seconds = True, round(time.monotonic() - started, 1)
+        report.write(result)
+    return result
+
+
+def _plan(sources: Iterable[Path], parameters: Mapping[str, object]) -> list[NotebookRun]:
+    """A record for each notebook, with the parameters it gets."""
+    records: dict[str, NotebookRun] = {}
+    takes = {}
+    for source in sources:
+        content = read(source)
+        names = [source.stem, *(f"{source.stem}-{number}" for number in range(2, len(records) + 3))]
+        name = next(name for name in names if name not in records)
+        records[name] = NotebookRun(name, source, cells=len(content.cells))
+        takes[name] = notebook_parameters.read(content, name)
+    for name, values in notebook_parameters.share_out(parameters, takes).items():
+        records[name].parameters = values
+    return list(records.values())
+
+
+def _new_folder(out: Path) -> Path:
+    """A new folder under `out`, named by the time; `out`/latest points at it from now on."""
+    stamp, number = time.strftime("%Y%m%d-%H%M%S"), 1
+    folder = out / stamp
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+            number += 1
+            folder = out / f"{stamp}-{number}"
+        (folder / "logs").mkdir()
+        link = out / f".latest-{folder.name}"
+        link.symlink_to(folder.name)
+        os.replace(link, out / "latest")
+    except OSError as error:
+        raise RunError(
+            f"The results cannot be written to {out}.",
+            f"{error.strerror or error}: {error.filename}.",
+            "Choose a folder of your own with --out.",
+        ) from error
+    return folder

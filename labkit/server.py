@@ -1,0 +1,202 @@
+"""An OpenAI-compatible vLLM server to talk to: its address, key, clients, log, and end."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+
+from labkit import logs, loopback
+from labkit.errors import ServerError
+from labkit.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+STOP_SECONDS = 30
+
+
+class Server:
+    """A running server to talk to: ours (from `launch`) or somebody else's (from `attach`).
+
+    `base_url` ends in /v1, `model` is the name to ask for, `api_key` goes with each request.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        model: str,
+        settings: EngineSettings | None = None,
+        process: psutil.Popen | None = None,
+        log_path: Path | None = None,
+    ) -> None:
+        self.base_url, self.api_key, self.model = base_url, api_key, model
+        self.settings, self.log_path = settings, log_path
+        self._process = process
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        parts = urlsplit(self.base_url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def root_url(self) -> str:
+        """The address without /v1, where /health and /metrics are."""
+        return self.base_url.removesuffix("/v1")
+
+    @property
+    def alive(self) -> bool:
+        """Whether our process runs; for an attached server, whether /health answers."""
+        if self._process is not None:
+            return self._process.poll() is None
+        return self.answers("/health")
+
+    @property
+    def command(self) -> str:
+        """The command that started it, as one would type it in a shell."""
+        return self._settings().server_call()
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """A launched server's processes with their roles, its guard first."""
+        if self._process is None or not self.alive:
+            return []
+        members = [(_role(child), child) for child in self._process.children(recursive=True)]
+        return [("guard", self._process), *((role, p) for role, p in members if role)]
+
+    def pids(self) -> list[int]:
+        """The process ids of a launched server, its guard first; none for an attached one."""
+        return [process.pid for _, process in self.processes()]
+
+    def client(self) -> "OpenAI":
+        """An OpenAI SDK client for this server."""
+        from openai import OpenAI
+
+        return OpenAI(base_url=self.base_url, api_key=self.api_key)
+
+    def async_client(self) -> "AsyncOpenAI":
+        """An asynchronous OpenAI SDK client for this server."""
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key)
+
+    def log(self) -> str:
+        """What the server has logged so far; an attached server's log is not here."""
+        if self.log_path is None:
+            raise ServerError(
+                "This server's log is not here.", "Somebody else started it.", "Ask them for it."
+            )
+        return self.log_path.read_text(errors="replace")
+
+    def throughput(self) -> list[logs.Throughput]:
+        """The throughput lines of the log; one is written every 2 seconds under load."""
+        return logs.throughput(self.log())
+
+    def stop(self) -> None:
+        """End a launched server and all its processes; an attached one is left alone."""
+        if self._process is None:
+            return
+        started = time.monotonic()
+        members = [process for _, process in self.processes()[1:]]
+        end(self._process)
+        psutil.wait_procs(members, timeout=STOP_SECONDS)
+        self._process = None
+        seconds = time.monotonic() - started
+        print(f"server stopped in {seconds:.1f} s, port {self.port} is free", flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        whose = "launched here" if self.settings else "attached"
+        return f"<Server {self.model!r} at {self.base_url}, {whose}>"
+
+    def _settings(self) -> EngineSettings:
+        if self.settings is None:
+            raise ServerError(
+                "This server was not started here.",
+                "attach() knows its address, not its command line.",
+                "Ask whoever runs it.",
+            )
+        return self.settings
+
+    def answers(self, path: str) -> bool:
+        """Whether a path of the server, such as /health, answers with 200."""
+        try:
+            return httpx.get(self.root_url + path, timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def models(self) -> list[str]:
+        """The names the server lists under our key; raises httpx.HTTPError when it does not."""
+        answer = self.request("GET", "/models").raise_for_status()
+        return [model["id"] for model in answer.json()["data"]]
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One HTTP request below /v1, with our key."""
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        return httpx.request(
+            method, self.base_url + path, headers=headers, **{"timeout": 10, **options}
+        )
+
+
+def attach(base_url: str, api_key: str = "EMPTY") -> Server:
+    """The same object for a server that somebody else runs.
+
+    Raises ServerError when nothing answers, the key is refused, or it is no such server.
+    """
+    loopback.bypass_proxy()
+    base_url = base_url.rstrip("/")
+    base_url = base_url if base_url.endswith("/v1") else f"{base_url}/v1"
+    server = Server(base_url, api_key, model="")
+    try:
+        server.model = server.models()[0]
+    except httpx.HTTPStatusError as error:
+        raise _refusal(base_url, error.response.status_code) from error
+    except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ServerError(
+            f"Nothing answers at {base_url}.",
+            str(error) or type(error).__name__,
+            "Check the address (http://host:port) and that the server is running.",
+        ) from error
+    except (ValueError, KeyError, IndexError) as error:
+        raise _refusal(base_url, 200) from error
+    return server
+
+
+def _refusal(base_url: str, status: int) -> ServerError:
+    if status == 401:
+        return ServerError(
+            f"The server at {base_url} refuses the key.",
+            "It was started with another API key.",
+            "Pass the key it was started with: attach(base_url, key).",
+        )
+    return ServerError(
+        f"{base_url} is not an OpenAI-compatible server.",
+        f"It answered {status} to /v1/models, without a list of models.",
+        "Check the address.",
+    )
+
+
+def _role(process: psutil.Process) -> str:
+    """What a process of vLLM does; vLLM names its own "VLLM::EngineCore" and the like."""
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+    if "resource_tracker" in line:
+        return ""
+    return line.strip() if line.startswith("VLLM::") else "API server"
+
+
+def end(process: psutil.Popen) -> None:
+    """End a server's guard, which exits once all of the server's processes are gone."""
+    if process.poll() is None:
+        process.terminate()
+    process.wait(STOP_SECONDS)

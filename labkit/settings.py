@@ -1,0 +1,179 @@
+"""One set of engine settings, rendered as LLM keywords or as a server's command line."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from labkit import hardware, logs, weights
+from labkit.errors import SettingsError
+
+# Settings that only a server has; all others mean the same to LLM(...) and to the server.
+SERVER_ONLY = frozenset(
+    {"host", "port", "served_model_name", "enable_auto_tool_choice", "tool_call_parser"}
+)
+# A Binder pod has 2 GiB for everything, and on a CPU the lab's models need little cache.
+CPU_KV_CACHE_BYTES = 64 * hardware.MIB
+
+
+class EngineSettings(BaseModel):
+    """What vLLM is told at start; None leaves a setting to vLLM.
+
+    Names are vLLM's own. Sizes are in tokens, `kv_cache_memory_bytes` in bytes,
+    `cpu_offload_gb` in GiB, `gpu_memory_utilization` a fraction of the device's memory.
+    Raises SettingsError, in a sentence, for unknown names and values out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
+    max_model_len: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    kv_cache_memory_bytes: int | None = Field(None, ge=1)
+    enforce_eager: bool = False
+    tensor_parallel_size: int = Field(1, ge=1)
+    quantization: str | None = None
+    cpu_offload_gb: float = Field(0, ge=0)
+    kv_cache_dtype: str | None = None
+    block_size: int | None = Field(None, ge=1)
+    max_num_seqs: int | None = Field(None, ge=1)
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    enable_prefix_caching: bool | None = None
+    generation_config: str | None = None
+    seed: int | None = Field(None, ge=0)
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=1, le=65535)
+    served_model_name: str | None = None
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_sentence(error) from None
+
+    @model_validator(mode="after")
+    def _tools_need_a_parser(self) -> Self:
+        if self.enable_auto_tool_choice and not self.tool_call_parser:
+            raise ValueError(
+                "enable_auto_tool_choice needs tool_call_parser; for Qwen2.5 it is 'hermes'"
+            )
+        return self
+
+    @classmethod
+    def for_machine(
+        cls, model: str = "tiny", machine: hardware.Machine | None = None, **overrides: Any
+    ) -> Self:
+        """Settings that suit a model and this machine; `overrides` win over each of them.
+
+        Looks the model up first, so that a broken checkpoint is reported before anything
+        starts. Raises WeightsError or SettingsError.
+        """
+        checkpoint = weights.find(model)
+        machine = machine or hardware.look()
+        chosen = {"model": str(checkpoint.path), "served_model_name": checkpoint.name}
+        chosen |= _for_gpu(machine) if machine.accelerator == "gpu" else _for_cpu(checkpoint)
+        if "gpu_memory_utilization" in overrides:
+            # An explicit cache size would silently win over the fraction asked for.
+            chosen.pop("kv_cache_memory_bytes", None)
+        return cls(**chosen | overrides)
+
+    def but(self, **changes: Any) -> Self:
+        """The same settings with some changed."""
+        return type(self)(**self.model_dump(exclude_unset=True) | changes)
+
+    def llm_kwargs(self) -> dict[str, Any]:
+        """The keywords for vllm.LLM; settings at their default are left out.
+
+        vLLM's own progress bar of the shards is left out too: in a notebook it stays behind
+        as an empty widget, and labkit shows the stages itself.
+        """
+        kwargs = self.model_dump(exclude=SERVER_ONLY, exclude_defaults=True)
+        return kwargs | {"use_tqdm_on_load": False}
+
+    def llm_call(self) -> str:
+        """The call to vllm.LLM as one would type it here."""
+        arguments = "".join(f"    {k}={v!r},\n" for k, v in self._shown().llm_kwargs().items())
+        return f"LLM(\n{arguments})"
+
+    def server_args(self) -> list[str]:
+        """The server's command line arguments, in vLLM's spelling."""
+        args = []
+        for name, value in self.model_dump(exclude_defaults=True).items():
+            flag = "--" + name.replace("_", "-")
+            if value is True:
+                args.append(flag)
+            elif value is False:
+                args.append("--no-" + flag.removeprefix("--"))
+            elif value is not None:
+                args += [flag, str(value)]
+        return args if self.host != "127.0.0.1" else [*args, "--host", self.host]
+
+    def server_command(self, build: str | None = None) -> list[str]:
+        """The whole command that starts a server on these settings.
+
+        The CPU build's `vllm` script asks for the version of a package named vllm, which is
+        not installed there, and dies; its module starts the same server.
+        """
+        build = build or hardware.installed_build()
+        if build == "gpu":
+            args = self.server_args()
+            at = args.index("--model")
+            return ["vllm", "serve", args[at + 1], *args[:at], *args[at + 2 :]]
+        module = "vllm.entrypoints.openai.api_server"
+        return [sys.executable, "-m", module, *self.server_args()]
+
+    def server_call(self) -> str:
+        """The server's command as one would type it here; the key comes by the environment."""
+        return f"VLLM_API_KEY=... {_shell(self._shown().server_command())}"
+
+    def _shown(self) -> Self:
+        """The same, with the path of a local model as one would type it here."""
+        path = Path(self.model)
+        return self.but(model=logs.shorten(path)) if path.is_absolute() else self
+
+
+def _shell(command: list[str]) -> str:
+    """A command as one would type it in a shell, an option a line."""
+    words = ["python" if word == sys.executable else shlex.quote(word) for word in command]
+    return " ".join(words).replace(" --", " \\\n    --")
+
+
+def _for_gpu(machine: hardware.Machine) -> dict[str, Any]:
+    """On a GPU vLLM's own defaults are good, but for the type that older cards lack."""
+    gpu = next(g for g in machine.gpus if g.usable)
+    return {"dtype": gpu.dtype}
+
+
+def _for_cpu(checkpoint: weights.Checkpoint) -> dict[str, Any]:
+    """On a CPU: a cache of a set size, since the default is a share of the whole machine."""
+    return {
+        "dtype": "bfloat16",
+        "max_model_len": min(checkpoint.max_length, 2048),
+        "kv_cache_memory_bytes": max(
+            CPU_KV_CACHE_BYTES, 4 * min(checkpoint.max_length, 2048) * checkpoint.kv_bytes_per_token
+        ),
+        "enforce_eager": True,
+    }
+
+
+def _as_sentence(error: ValidationError) -> SettingsError:
+    """The first complaint of pydantic as a sentence that names the setting."""
+    from difflib import get_close_matches
+
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(name, EngineSettings.model_fields, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "See EngineSettings for the names."
+        return SettingsError(f"There is no setting {name!r}.", "vLLM has no such option.", hint)
+    if not name:
+        return SettingsError("These settings do not go together.", first["msg"], "Change one.")
+    return SettingsError(
+        f"{name}={first['input']!r} is not possible.", first["msg"] + ".", f"Change {name}."
+    )

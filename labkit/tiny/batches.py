@@ -1,0 +1,94 @@
+"""Turns dialogues into batches of token numbers, of equal size and always in the same order."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from labkit.tiny.dialogues import Dialogue, dialogue
+from labkit.tiny.tokenizer import END_OF_TEXT, IM_END, IM_START
+
+POOL = 2048  # dialogues sorted by length together
+LONGEST = 1024  # tokens; a longer dialogue is cut
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token numbers of a dialogue and, for each, whether the model is trained to predict it."""
+
+    ids: list[int]
+    trained: list[bool]
+
+
+def encode(tokenizer: Tokenizer, talk: Dialogue) -> Encoded:
+    """The dialogue in ChatML; trained on are the assistant's words and the end of its turn."""
+    ids, trained = [], []
+
+    def add(text: str, learn: bool) -> None:
+        new = tokenizer.encode(text, add_special_tokens=False).ids
+        ids.extend(new)
+        trained.extend([learn] * len(new))
+
+    for message in talk.messages:
+        add(f"{IM_START}{message['role']}\n", False)
+        add(message["content"] + IM_END, message["role"] == "assistant")
+        add("\n", False)
+    return Encoded(ids[:LONGEST], trained[:LONGEST])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of equal length: `ids` padded on the right, `trained` marks the predicted tokens."""
+
+    ids: list[list[int]]
+    trained: list[list[bool]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+def _padded(rows: list[Encoded], pad: int) -> Batch:
+    # Widths in steps of 16 repeat, so that freed memory fits the next batch and is used again.
+    width = -(-max(len(row.ids) for row in rows) // 16) * 16
+    return Batch(
+        [row.ids + [pad] * (width - len(row.ids)) for row in rows],
+        [row.trained + [False] * (width - len(row.ids)) for row in rows],
+    )
+
+
+def make_batches(rows: list[Encoded], pad: int, size: int) -> list[Batch]:
+    """Rows of similar length together, each batch of at most `size` tokens.
+
+    Sorting by length instead of packing keeps dialogues from seeing each other without a mask,
+    and leaves the fast causal attention in use; the padding is about 5%.
+    """
+    batches, group = [], []
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if group and (len(group) + 1) * len(row.ids) > size:
+            batches.append(_padded(group, pad))
+            group = []
+        group.append(row)
+    return [*batches, _padded(group, pad)] if group else batches
+
+
+def pool_batches(tokenizer: Tokenizer, seed: int, pool: int, size: int) -> list[Batch]:
+    """The shuffled batches of the pool with that number: dialogues pool * POOL and following."""
+    numbers = range(pool * POOL, (pool + 1) * POOL)
+    rows = [encode(tokenizer, dialogue(seed, number)) for number in numbers]
+    batches = make_batches(rows, tokenizer.token_to_id(END_OF_TEXT), size)
+    random.Random(f"{seed}:pool:{pool}").shuffle(batches)
+    return batches
+
+
+def batch_stream(
+    tokenizer: Tokenizer, seed: int, size: int, position: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[Batch, tuple[int, int]]]:
+    """Batches from a position (pool, batch) on, each with the position that follows it."""
+    pool, first = position
+    while True:
+        batches = pool_batches(tokenizer, seed, pool, size)
+        for i in range(first, len(batches)):
+            yield batches[i], (pool, i + 1)
+        pool, first = pool + 1, 0

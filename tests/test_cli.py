@@ -1,0 +1,115 @@
+"""The command line: what it prints, and the codes it exits with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from labkit import cli
+from labkit.errors import LabError
+
+
+def labkit(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "labkit.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,  # two cores may be busy with something else
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A course of two notebooks; LAB_NOTEBOOKS names it."""
+    cells = [new_code_cell("MAX_MODEL_LEN = 1024", metadata={"tags": ["parameters"]})]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "00_start.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "01_weights.ipynb")
+    return tmp_path
+
+
+def test_help_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys, time, labkit.cli as c\n"
+        "try: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'nbformat', 'psutil', 'pydantic', 'torch', 'papermill'}\n"
+        "print(time.process_time(), heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *text, (seconds, loaded) = [line.split() for line in done.stdout.splitlines()]
+    assert "tour" in done.stdout and float(seconds) < 1 and loaded == "set()"
+
+
+def test_version():
+    assert labkit("--version").stdout.startswith("labkit 0.")
+
+
+def test_tour(course, tmp_path):
+    done = labkit("tour", "--out", tmp_path / "out", LAB_NOTEBOOKS=str(course))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 ok" in done.stdout
+    (page,) = (tmp_path / "out").glob("2*/index.html")
+    assert f"Report: {page}" in done.stdout
+
+
+def test_a_misspelt_parameter_fails_at_once(course, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["run", "00", "-p", "MAX_MODLE_LEN", 1024, "--out", out]
+    done = labkit(*arguments, LAB_NOTEBOOKS=str(course))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "There is no parameter MAX_MODLE_LEN." in done.stderr
+    assert "Next: Did you mean MAX_MODEL_LEN?" in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "00", "--all"], ["run", "00", "-p", "X"], ["run", "--timeout", "x"], ["no"]],
+)
+def test_wrong_usage_exits_with_2(arguments):
+    done = labkit(*arguments)
+    assert done.returncode == 2 and "Usage: labkit" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["weights", "serve"])
+def test_a_model_that_is_none(command, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a model")
+    done = labkit(command, tmp_path / "notes.txt")
+    assert done.returncode == 1
+    assert "notes.txt is a file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_weights():
+    assert "Qwen2ForCausalLM" in labkit("weights", "tiny").stdout
+
+
+def test_doctor():
+    done = labkit("doctor", "--json")
+    statuses = {check["status"] for check in json.loads(done.stdout)}
+    assert done.returncode == (1 if "fail" in statuses else 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "paired"),
+    [
+        (["run", "03", "-p", "A", "1", "x"], ["run", "03", "-p", "A=1", "x"]),
+        (["-p", "A", "a=b"], ["-p", "A=a=b"]),
+        (["-p", "A", "-5", "-p", "B", ""], ["-p", "A=-5", "-p", "B="]),
+        (["-p", "A=1", "03"], ["-p", "A=1", "03"]),
+        (["-p", "A"], ["-p", "A"]),
+        (["-p"], ["-p"]),
+    ],
+)
+def test_parameters_come_in_pairs(given, paired):
+    assert cli._paired(given) == paired
+
+
+def test_an_error_is_three_sentences(capsys):
+    cli._print_error(LabError("[what] happened.", "Because [of it].", "Do [this]."))
+    assert capsys.readouterr().err == (
+        "[what] happened.\nWhy:  Because [of it].\nNext: Do [this].\n"
+    )

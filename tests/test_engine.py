@@ -1,0 +1,139 @@
+"""The real engine, in this process: what it starts, what it refuses, what it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+import labkit
+from labkit import blocks, hardware
+from labkit.errors import EngineError
+
+SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 8 * hardware.MIB, "block_size": 32}
+
+pytestmark = pytest.mark.skipif(
+    labkit.look().accelerator == "gpu", reason="on a GPU an engine is a process of its own"
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with labkit.Engine("tiny", **SMALL) as engine:
+        yield engine
+
+
+def greedy(tokens: int):
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+
+def test_block_tables_are_the_engines_own(engine):
+    common = "PagedAttention keeps keys and values in blocks. " * 8
+    steps = blocks.trace(
+        engine.llm, [common + "Why?", common + "How?", "Hello"], [greedy(n) for n in (40, 20, 30)]
+    )
+    assert len(steps) >= 40
+    first = steps[0]
+    assert set(first.tables) == {"A", "B", "C"}
+    # The common beginning lies in the same blocks, and nothing else is shared.
+    assert first.shared and first.shared == set(first.tables["A"]) & set(first.tables["B"])
+    for step in steps:
+        assert all(0 <= step.wasted_tokens for _ in step.tables)
+        for request, table in step.tables.items():
+            assert (len(table) - 1) * 32 <= step.tokens[request] <= len(table) * 32
+    assert first.used_blocks < first.contiguous_blocks(512)
+    assert blocks.draw(steps).axes
+
+
+def test_the_cache_is_what_the_settings_say(engine):
+    per_token = labkit.find("tiny").kv_bytes_per_token
+    predicted = SMALL["kv_cache_memory_bytes"] // (per_token * 32) * 32
+    assert engine.kv_cache_tokens == predicted
+
+
+def test_the_log_is_in_a_file_and_not_on_the_screen(capfd):
+    with labkit.Engine("tiny", **SMALL) as engine:
+        engine.llm.generate(["Hello"], greedy(2), use_tqdm=False)
+    screen = capfd.readouterr()
+    assert "ready: KV cache for" in screen.out and "LLM(" in screen.out
+    assert "INFO" not in screen.out + screen.err and "WARNING" not in screen.out + screen.err
+    assert "Starting to load model" in engine.log_path.read_text()
+
+
+def test_starting_another_ends_the_first_whoever_names_it():
+    first = labkit.Engine("tiny", **SMALL).start()
+    held = first.llm
+    second = labkit.Engine("tiny", **SMALL).start()
+    with pytest.raises(EngineError, match="stopped"):
+        held.generate(["Hello"])
+    with pytest.raises(EngineError, match="not running"):
+        first.llm  # noqa: B018
+    assert second.llm.generate(["Hello"], greedy(2), use_tqdm=False)
+    second.stop()
+    second.stop()
+
+
+def test_memory_comes_back():
+    resident = []
+    for _ in range(4):
+        with labkit.Engine("tiny", **SMALL | {"kv_cache_memory_bytes": 64 * hardware.MIB}):
+            pass
+        resident.append(psutil.Process().memory_info().rss)
+    # The first start leaves caches behind; after that nothing may pile up.
+    assert abs(resident[-1] - resident[1]) < 0.05 * resident[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        ({"max_model_len": 10**6}, "max_model_len="),
+        ({"kv_cache_memory_bytes": 1 << 18}, "max_model_len="),
+        ({"kv_cache_memory_bytes": 1 << 42}, "kv_cache_memory_bytes"),
+        ({"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.01}, "gpu_memory_utilization"),
+        ({"quantization": "awq"}, "Leave quantization out"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size"),
+    ],
+)
+def test_a_failed_start_says_what_to_do_and_leaves_nothing(overrides, advice):
+    with pytest.raises(EngineError) as caught:
+        labkit.Engine("tiny", **{**SMALL, **overrides}).start()
+    assert advice in caught.value.next and caught.value.what != "vLLM did not start."
+    with labkit.Engine("tiny", **SMALL) as engine:
+        assert engine.kv_cache_tokens
+
+
+def test_an_engine_in_its_own_process_ends_with_a_killed_kernel():
+    code = (
+        "if __name__ == '__main__':\n"
+        "    import labkit, time\n"
+        f"    engine = labkit.Engine('tiny', in_process=False, **{SMALL}).start()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = os.environ | {"LABKIT_TEST_MARK": "engine-kill"}
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    for line in kernel.stdout:
+        if line.startswith("ready:") or line.strip() == "ready":
+            break
+    family = psutil.Process(kernel.pid).children(recursive=True)
+    assert any("VLLM::" in " ".join(p.cmdline()) for p in family)
+    kernel.send_signal(signal.SIGKILL)
+    kernel.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(_lives(p) for p in family):
+        time.sleep(0.1)
+    assert [p for p in family if _lives(p)] == []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,179 @@
+"""The frame: its address under every kind of front end, and the real way through Jupyter."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from labkit import frame, loopback
+from labkit.frame import Place
+from labkit.webchat import WebChat
+
+START_SECONDS = 180
+DIRECT = "http://127.0.0.1:7860/"
+
+
+@pytest.fixture(autouse=True)
+def no_front_end(monkeypatch, tmp_path):
+    """Wherever these tests run, they start from a kernel that nobody looks at."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.delenv("JUPYTERHUB_SERVICE_PREFIX", raising=False)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+
+
+# the address
+
+
+def test_without_a_front_end_it_is_the_kernels_machine():
+    assert frame.locate(7860) == Place(7860, "none", DIRECT, "", DIRECT)
+
+
+def test_behind_a_hub_it_is_the_hubs_proxy(monkeypatch):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ann/")
+    place = frame.locate(7860)
+    assert place.src == "/user/ann/proxy/7860/"
+    assert place.root_path == "/user/ann/proxy/7860"
+    assert place.direct == DIRECT
+
+
+@pytest.mark.parametrize(
+    ("host", "direct"),
+    [("0.0.0.0", DIRECT), ("::", "http://[::1]:7860/"), ("[::1]", "http://[::1]:7860/")]
+    + [("localhost", "http://localhost:7860/"), ("192.168.1.5", "http://192.168.1.5:7860/")],
+)
+def test_the_direct_address_is_one_that_answers(host, direct):
+    assert frame.locate(7860, host).direct == direct
+
+
+def test_a_jupyter_server_that_is_gone_or_forwards_nothing_is_passed_by(tmp_path):
+    port = loopback.free_port()
+    record = {"url": f"http://127.0.0.1:{port}/", "base_url": "/"}
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "jpserver-1.json").write_text(json.dumps(record))
+    assert frame.locate(7860) == Place(7860, "jupyter", DIRECT, "", DIRECT)
+
+
+# what is shown
+
+
+def test_a_printed_line_names_the_hubs_address(capsys):
+    frame.show(Place(7860, "none", "/hub/proxy/7860/", "/hub/proxy/7860", DIRECT), 560, "Chat")
+    line = f"Chat: open {DIRECT} in a browser on this machine (through the hub: /hub/proxy/7860/)\n"
+    assert capsys.readouterr().out == line
+
+
+def test_a_frame_is_small_text_with_a_plain_line_beside_it():
+    place = Place(7860, "jupyter", "/proxy/7860/", "/proxy/7860", DIRECT)
+    markup = frame.markup(place, 480, 'Chat <"1">')
+    assert 'src="/proxy/7860/"' in markup and 'height="480"' in markup
+    assert "Chat &lt;&quot;1&quot;&gt; in a tab of its own" in markup
+    assert len(markup) < 500
+
+
+VSCODE = """
+__vsc_ipynb_file__ = "/home/ann/07_chat.ipynb"
+from IPython.utils.capture import capture_output
+from labkit import frame
+with capture_output() as shown:
+    frame.show(frame.locate(7860), 560, "Chat")
+for kind, text in shown.outputs[0].data.items():
+    print(kind, text)
+"""
+
+
+def test_in_vs_code_the_frame_loads_the_kernels_machine():
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", VSCODE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f'text/html <iframe src="{DIRECT}"' in done.stdout
+    assert f"text/plain Chat: open {DIRECT} in a browser on this machine" in done.stdout
+
+
+# the way through a real Jupyter server
+
+
+def start_jupyter(tmp_path, *options):
+    """A Jupyter server under the prefix /lab-of/ann/; returns the process and its own record."""
+    runtime = tmp_path / "runtime"
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
+    environ = os.environ | {name: str(tmp_path / name) for name in names}
+    command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", *options]
+    command += [f"--ServerApp.root_dir={tmp_path}", f"--ServerApp.port={loopback.free_port()}"]
+    command += [
+        "--ServerApp.base_url=/lab-of/ann/",
+        f"--IdentityProvider.token={secrets.token_hex()}",
+    ]
+    with (tmp_path / "jupyter.log").open("w") as log:
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
+    record = runtime / f"jpserver-{process.pid}.json"
+    deadline = time.monotonic() + START_SECONDS
+    while not record.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail((tmp_path / "jupyter.log").read_text()[-2000:])
+        time.sleep(0.1)
+    return process, json.loads(record.read_text())
+
+
+@pytest.fixture
+def jupyter(tmp_path, monkeypatch, request):
+    process, record = start_jupyter(tmp_path, *getattr(request, "param", ()))
+    monkeypatch.setenv("JPY_PARENT_PID", str(process.pid))  # as in a kernel of this server
+    yield record
+    process.terminate()
+    process.wait(20)
+
+
+WITHOUT_PROXY = ("--ServerApp.jpserver_extensions=jupyter_server_proxy=False",)
+
+
+@pytest.mark.parametrize("jupyter", [WITHOUT_PROXY], indirect=True)
+def test_a_jupyter_server_without_the_proxy_is_noticed(jupyter):
+    assert frame.locate(7860) == Place(7860, "jupyter", DIRECT, "", DIRECT)
+
+
+def reply(message, history, system, sampling):
+    for end in range(1, len(message) + 1):
+        time.sleep(0.05)
+        yield message[:end]
+
+
+def test_a_chat_with_accounts_streams_through_jupyter(jupyter):
+    origin = jupyter["url"].removesuffix(jupyter["base_url"])
+    headers = {"Authorization": f"token {jupyter['token']}"}
+    with WebChat(reply, ("ann", "secret")) as chat:
+        assert chat.place.src == f"/lab-of/ann/proxy/{chat.place.port}/"
+        with httpx.Client(base_url=origin + chat.place.src, headers=headers) as browser:
+            assert browser.get("config").status_code == 401
+            browser.post("login", data={"username": "ann", "password": "secret"})
+            config = browser.get("config").raise_for_status().json()
+            assert config["root"] == origin + chat.place.root_path
+            pieces = stream(browser, config, "hello")
+    # Gradio sends what a state adds to the one before it.
+    assert len(pieces) >= 4
+    assert pieces[-1] - pieces[0] > 0.1, "all at once: the proxy held the stream back"
+
+
+def stream(browser: httpx.Client, config: dict, message: str) -> list[float]:
+    """Ask as the page does; returns the time at which each piece of the reply arrived."""
+    chat = next(call["id"] for call in config["dependencies"] if call["api_name"] == "chat")
+    data = [message, None, "", 0.5, 0.9, 64, 1.0, ""]
+    call = {"fn_index": chat, "data": data, "session_hash": "session"}
+    browser.post("gradio_api/queue/join", json=call).raise_for_status()
+    arrived = []
+    events = {"params": {"session_hash": "session"}, "headers": {"Accept": "text/event-stream"}}
+    with browser.stream("GET", "gradio_api/queue/data", timeout=60, **events) as answer:
+        for line in answer.iter_lines():
+            if "process_generating" in line:
+                arrived.append(time.monotonic())
+            elif "close_stream" in line:
+                return arrived
+    return arrived

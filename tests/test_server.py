@@ -1,0 +1,235 @@
+"""The real server: ready, refusing, attached, and gone when its owner is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import httpx
+import openai
+import psutil
+import pytest
+
+import labkit
+from labkit import launcher, loopback
+from labkit.errors import ServerError
+
+ASK = {"temperature": 0, "max_tokens": 16}
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def gone_within(seconds: float, processes: list[psutil.Process]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(_lives(p) for p in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_it_answers_under_its_own_name(server):
+    answer = server.client().chat.completions.create(model=server.model, messages=HELLO, **ASK)
+    assert server.model == "tiny" and answer.usage.completion_tokens >= 1
+    assert server.alive and any(name.startswith("launch-") for name in server.models())
+
+
+def test_what_it_prints_is_what_runs(server):
+    running = {
+        word
+        for _, process in server.processes()
+        for word in process.cmdline()
+        if word.startswith("--")
+    }
+    shown = {word for word in server.command.split() if word.startswith("--")}
+    assert shown <= running and "--enable-auto-tool-choice" in shown
+    assert server.api_key not in server.command
+    for _, process in server.processes():
+        assert server.api_key not in " ".join(process.cmdline())
+
+
+def test_it_listens_on_loopback_only(server):
+    listening = [
+        c.laddr.ip
+        for _, process in server.processes()
+        for c in process.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == server.port
+    ]
+    assert listening and set(listening) == {"127.0.0.1"}
+
+
+def test_the_key_is_asked_for(server):
+    assert httpx.get(f"{server.base_url}/models").status_code == 401
+    stranger = openai.OpenAI(base_url=server.base_url, api_key="EMPTY")
+    with pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(model=server.model, messages=HELLO, **ASK)
+
+
+def test_vllms_own_settings_travel_in_extra_body(server):
+    from transformers import AutoTokenizer
+
+    client = server.client()
+    question = [{"role": "user", "content": "Count from 1 to 20."}]
+    plain = client.chat.completions.create(
+        model=server.model, messages=question, temperature=0, max_tokens=40
+    )
+    tokenizer = AutoTokenizer.from_pretrained(labkit.find("tiny").path)
+    third = tokenizer.encode(plain.choices[0].message.content)[2]
+    stopped = client.chat.completions.create(
+        model=server.model,
+        messages=question,
+        temperature=0,
+        max_tokens=40,
+        extra_body={"stop_token_ids": [third]},
+    )
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.usage.completion_tokens <= 3
+
+
+def test_the_log_has_a_throughput_line(server):
+    for _ in range(3):
+        server.client().chat.completions.create(
+            model=server.model, messages=HELLO, max_tokens=64, extra_body={"ignore_eos": True}
+        )
+    deadline = time.monotonic() + 15
+    while not server.throughput() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert max(line.generation for line in server.throughput()) > 0
+
+
+def test_attach_is_the_same_object_and_leaves_it_alone(server):
+    for address in (server.base_url, server.root_url, server.base_url + "/"):
+        other = labkit.attach(address, server.api_key)
+        assert other.model == server.model and other.base_url == server.base_url
+    answer = other.client().chat.completions.create(model=other.model, messages=HELLO, **ASK)
+    assert answer.choices
+    other.stop()
+    assert server.alive and other.alive and other.pids() == []
+    for what in (lambda: other.command, other.log):
+        with pytest.raises(ServerError):
+            what()
+
+
+def test_attach_says_what_is_wrong(server):
+    with pytest.raises(ServerError, match="refuses the key"):
+        labkit.attach(server.base_url, "wrong")
+    with pytest.raises(ServerError, match="Nothing answers"):
+        labkit.attach(f"http://127.0.0.1:{loopback.free_port()}")
+    with pytest.raises(ServerError, match="Nothing answers"):
+        labkit.attach("not an address")
+    with pytest.raises(ServerError, match="not an OpenAI-compatible"):
+        labkit.attach(server.root_url + "/metrics/v1", server.api_key)
+
+
+def test_a_taken_port_names_its_holder(server):
+    with pytest.raises(ServerError) as caught:
+        labkit.launch("tiny", port=server.port)
+    assert str(server.port) in caught.value.what and "Process" in caught.value.why
+
+
+def test_a_failed_start_names_the_cause_and_leaves_nothing():
+    before = {p.pid for p in psutil.process_iter()}
+    with pytest.raises(ServerError) as caught:
+        labkit.launch("tiny", max_model_len=10**6)
+    assert "max_model_len" in caught.value.next
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
+    assert not [p for p in left if "vllm" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    other = labkit.attach(server.base_url, server.api_key)
+    assert "intranet.example" in os.environ["NO_PROXY"] and "127.0.0.1" in os.environ["no_proxy"]
+    assert other.client().models.list().data
+
+
+def test_free_ports_are_free():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", loopback.free_port()))
+
+
+def test_stop_ends_all_and_frees_the_port():
+    server = labkit.launch("tiny")
+    processes = [process for _, process in server.processes()]
+    assert len(processes) >= 3
+    # A killed API server must not leave its engine behind (vllm-project/vllm#55510).
+    dict(server.processes())["API server"].kill()
+    assert gone_within(10, processes)
+    assert not server.alive
+    server.stop()
+    loopback.refuse_taken(server.port)
+
+
+# ---- The guard alone, with a tree of plain processes instead of vLLM ----
+
+TREE = (
+    "import subprocess, sys, time, signal\n"
+    "signal.signal(signal.SIGTERM, signal.{on_term})\n"
+    "sleep = [sys.executable, '-c', 'import signal, time; "
+    "signal.signal(signal.SIGTERM, signal.{on_term}); time.sleep(600)']\n"
+    "subprocess.Popen(sleep, start_new_session=True)\n"
+    "subprocess.Popen(sleep)\n"
+    "print('up', flush=True)\n"
+    "time.sleep({life})\n"
+)
+
+
+def start_guarded(life: float = 600, on_term: str = "SIG_DFL") -> tuple[subprocess.Popen, list]:
+    """A kernel-like owner with a guard over a small tree; returns it and all below it."""
+    tree = [sys.executable, "-c", TREE.format(life=life, on_term=on_term)]
+    guard = [sys.executable, str(launcher.GUARD), "run", "OWNER", "--", *tree]
+    code = (
+        "import subprocess, os, sys, time\n"
+        f"command = [str(os.getpid()) if w == 'OWNER' else w for w in {guard!r}]\n"
+        "subprocess.Popen(command, start_new_session=True)\n"
+        "time.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline().strip() == "up"
+    time.sleep(0.5)
+    return owner, psutil.Process(owner.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("on_term", ["SIG_DFL", "SIG_IGN"])
+def test_a_killed_owner_takes_the_whole_tree_along(on_term):
+    owner, family = start_guarded(on_term=on_term)
+    assert len(family) == 4
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert gone_within(10, family)
+
+
+def test_a_command_that_ends_takes_its_orphans_along():
+    owner, family = start_guarded(life=1)
+    assert gone_within(10, family)
+    owner.kill()
+    owner.wait()
+
+
+def test_a_killed_guard_takes_the_command_along():
+    owner, family = start_guarded()
+    [guard] = [p for p in family if "guard.py" in " ".join(p.cmdline())]
+    [command] = guard.children()
+    guard.kill()
+    assert gone_within(10, [command])
+    owner.kill()
+    owner.wait()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_interrupting_a_cell_does_not_reach_the_server(server):
+    # Jupyter signals the kernel's process group; the server is not in it.
+    groups = {os.getpgid(process.pid) for _, process in server.processes()}
+    assert os.getpgid(0) not in groups

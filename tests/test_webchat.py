@@ -1,0 +1,194 @@
+"""The chat as a running app: its port, its doors, its end, with the real Gradio."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from gradio_client import Client
+
+from labkit import webchat
+from labkit.errors import ChatError, LabError
+from labkit.webchat import WebChat
+
+SETTINGS = ["Be brief.", 0.1, 0.5, 33, 1.1, ""]
+ACCOUNT = ("ann", "blue-kettle-42")
+
+
+def echo(message, history, system, sampling):
+    """A reply that repeats the message word by word."""
+    words = message.split()
+    for end in range(1, len(words) + 1):
+        yield " ".join(words[:end])
+
+
+@pytest.fixture
+def chat():
+    with WebChat(echo) as chat:
+        yield chat
+
+
+def ask(client: Client, message: str, settings=SETTINGS) -> list:
+    """Every state of the reply, the last one whole."""
+    return list(client.submit(message, *settings, api_name="/chat"))
+
+
+def connect(chat: WebChat, **options) -> Client:
+    return Client(chat.url, verbose=False, analytics_enabled=False, **options)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# its port
+
+
+@pytest.mark.parametrize("port", [80, 70000, "8080"])
+def test_an_impossible_port_is_refused(port):
+    with pytest.raises(ChatError, match="cannot listen on port"):
+        WebChat(echo, port=port)
+
+
+def test_a_taken_port_is_refused_and_names_its_holder():
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(LabError, match=f"Port {port} is taken"):
+            WebChat(echo, port=port).start()
+
+
+# accounts
+
+
+def queue_status(client: httpx.Client) -> int:
+    """What a request for a reply gets, without the page."""
+    ask = {"fn_index": 0, "data": [], "session_hash": "x"}
+    return client.post("/gradio_api/queue/join", json=ask).status_code
+
+
+@pytest.mark.parametrize(
+    "accounts", [ACCOUNT, [("bob", "b"), ACCOUNT], lambda *pair: pair == ACCOUNT]
+)
+def test_only_accounts_get_in(accounts):
+    with WebChat(echo, accounts) as chat, httpx.Client(base_url=chat.url) as client:
+        assert client.get("/config").status_code == 401
+        assert queue_status(client) == 401
+        wrong = {"username": ACCOUNT[0], "password": "guess"}
+        assert client.post("/login", data=wrong).status_code == 400
+        assert client.get("/config").status_code == 401
+        right = {"username": ACCOUNT[0], "password": ACCOUNT[1]}
+        assert client.post("/login", data=right).status_code == 200
+        assert client.get("/config").status_code == 200
+        assert ask(connect(chat, auth=ACCOUNT), "hello")[-1] == "hello"
+
+
+def test_an_open_bind_is_refused_before_anything_starts():
+    with pytest.raises(ChatError, match="will not listen on 0.0.0.0"):
+        WebChat(echo, ("zhangsan", "123456"), host="0.0.0.0")
+
+
+def test_an_open_bind_with_good_accounts_works():
+    with WebChat(echo, ACCOUNT, host="0.0.0.0") as chat:
+        assert chat.url.startswith("http://127.0.0.1:")
+        assert httpx.get(chat.url).status_code == 200
+        assert httpx.get(f"{chat.url}config").status_code == 401
+
+
+# the app's life
+
+
+def test_a_newer_chat_takes_over_the_port():
+    with WebChat(echo, title="old") as old:
+        port = old.place.port
+        with WebChat(echo, title="new") as new:
+            assert new.place.port == port
+            assert not old.running
+            assert "new" in httpx.get(new.url).text
+        assert not listens(port)
+
+
+def test_chats_of_different_names_stand_side_by_side():
+    with WebChat(echo, name="small") as small, WebChat(echo, name="large") as large:
+        assert small.url != large.url
+        assert httpx.get(small.url).status_code == httpx.get(large.url).status_code == 200
+
+
+def test_closing_frees_the_port_and_ends_a_running_reply():
+    closed = threading.Event()
+
+    def endless(message, history, system, sampling):
+        try:
+            while True:
+                time.sleep(0.01)
+                yield "more"
+        finally:
+            closed.set()
+
+    chat = WebChat(endless).start()
+    job = connect(chat).submit("go on", *SETTINGS, api_name="/chat")
+    while not job.outputs():
+        time.sleep(0.02)
+    port, server = chat.place.port, chat._app.server
+    chat.close()
+    chat.close()
+    assert not listens(port)
+    assert not server.thread.is_alive()  # an open stream would keep it, after 5 s of waiting
+    assert closed.wait(30)
+    with pytest.raises(ChatError, match="no address"):
+        _ = chat.url
+
+
+def test_a_closed_chat_can_be_shown_again():
+    chat = WebChat(echo)
+    for _ in range(2):
+        with chat:
+            assert ask(connect(chat), "once more")[-1] == "once more"
+
+
+def test_without_a_browser_show_prints_one_line(capsys):
+    chat = WebChat(echo, title="My chat")
+    try:
+        chat.show()
+        out, err = capsys.readouterr()
+        assert not chat.shown
+        assert out == f"My chat: open {chat.url} in a browser on this machine\n"
+        assert not err
+    finally:
+        chat.close()
+
+
+def test_a_script_with_a_chat_ends_and_says_nothing_else():
+    script = "from labkit import WebChat; WebChat(lambda *request: 'hi').show()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Chat: open http://127.0.0.1:")
+    assert not done.stderr
+
+
+def test_the_page_is_ours_alone(chat):
+    config = httpx.get(f"{chat.url}config").json()
+    assert config["analytics_enabled"] is False
+    assert config["footer_links"] == []
+    assert httpx.get(f"{chat.url}gradio_api/info").json() == {
+        "named_endpoints": {},
+        "unnamed_endpoints": {},
+    }
+
+
+def test_importing_webchat_leaves_gradio_alone():
+    code = "import sys, labkit.webchat; print('gradio' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert out == "False\n"
+
+
+def test_gradio_ports_are_the_ones_searched():
+    from gradio.http_server import INITIAL_PORT_VALUE, TRY_NUM_PORTS
+
+    ports = range(INITIAL_PORT_VALUE, INITIAL_PORT_VALUE + TRY_NUM_PORTS)
+    assert ports == webchat.PORTS

@@ -1,0 +1,131 @@
+"""The bundled tokenizer and chat template."""
+
+import pytest
+from tokenizers import Tokenizer
+
+from labkit.tiny import MODEL_DIR
+from labkit.tiny.batches import encode, make_batches
+from labkit.tiny.dialogues import dialogue
+from labkit.tiny.tokenizer import SPECIAL, TEMPLATE, TOOL_TAGS
+
+CLOCK = {
+    "type": "function",
+    "function": {
+        "name": "clock",
+        "description": "Tells the time.",
+        "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}},
+    },
+}
+QUESTION = {"role": "user", "content": "What time is it?"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+
+
+def test_it_is_a_qwen2_tokenizer(tokenizer):
+    assert "Qwen2" in type(tokenizer).__name__
+    assert len(tokenizer) == 4096
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.bos_token is None
+
+
+@pytest.mark.parametrize("tag", SPECIAL + TOOL_TAGS)
+def test_each_tag_is_one_token(tokenizer, tag):
+    assert len(tokenizer.encode(tag)) == 1
+    assert tokenizer.decode(tokenizer.encode(tag)) == tag
+
+
+def test_tool_tags_survive_decoding(tokenizer):
+    text = '<tool_call>\n{"name": "clock"}\n</tool_call>'
+    assert tokenizer.decode(tokenizer.encode(text + "<|im_end|>"), skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "PagedAttention", "白云山要门票吗？", "naïve café 🙂", "a\n\n b\t1234", "龘靐"],
+)
+def test_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bundled_template_is_the_source_one():
+    bundled = MODEL_DIR / "chat_template.jinja"
+    assert bundled.read_text(encoding="utf-8") == TEMPLATE.read_text(encoding="utf-8")
+
+
+def render(tokenizer, messages, **options):
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+def test_template_with_system(tokenizer):
+    messages = [{"role": "system", "content": "Be brief."}, QUESTION]
+    assert render(tokenizer, messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat time is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_template_adds_a_default_system(tokenizer):
+    text = render(tokenizer, [QUESTION])
+    assert text.startswith("<|im_start|>system\nYou are the assistant of the vLLM lab.")
+    assert text.endswith("<|im_start|>user\nWhat time is it?<|im_end|>\n")
+
+
+def test_template_with_tools(tokenizer):
+    text = render(tokenizer, [QUESTION], tools=[CLOCK], add_generation_prompt=True)
+    system = text.split("<|im_end|>")[0]
+    assert '{"name": "clock", "description": "Tells the time."' in system
+    assert "<tool_call>" in system and "<tool_response>" in system
+
+
+def test_template_with_calls_and_results(tokenizer):
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    messages = [
+        QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "content": "12:00"},
+        {"role": "tool", "content": "13:00"},
+    ]
+    text = render(tokenizer, messages, tools=[CLOCK], add_generation_prompt=True)
+    one = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'
+    assert f"<|im_start|>assistant\n{one}\n{one}<|im_end|>\n" in text
+    assert text.endswith(
+        "<|im_start|>user\n<tool_response>\n12:00\n</tool_response>\n"
+        "<tool_response>\n13:00\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_training_text_equals_the_template(tokenizer, raw):
+    for number in range(60):
+        talk = dialogue(1, number)
+        if talk.messages[0]["role"] == "system":
+            ids = tokenizer.encode(render(tokenizer, list(talk.messages)))
+            assert encode(raw, talk).ids == ids[:1024]
+
+
+def test_only_replies_are_trained(raw):
+    talk = dialogue(1, 0)
+    encoded = encode(raw, talk)
+    trained = [i for i, learn in zip(encoded.ids, encoded.trained, strict=True) if learn]
+    replies = [m["content"] + "<|im_end|>" for m in talk.messages if m["role"] == "assistant"]
+    assert raw.decode(trained, skip_special_tokens=False) == "".join(replies)
+
+
+def test_batches_lose_nothing(raw):
+    rows = [encode(raw, dialogue(1, number)) for number in range(64)]
+    batches = make_batches(rows, pad=0, size=2048)
+    assert sum(len(batch.ids) for batch in batches) == 64
+    assert sum(map(sum, (t for b in batches for t in b.trained))) == sum(
+        sum(row.trained) for row in rows
+    )
+    assert all(len({len(row) for row in batch.ids}) == 1 for batch in batches)

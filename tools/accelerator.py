@@ -1,0 +1,100 @@
+"""Which build of vLLM this machine gets: the one for its GPU, or the one for its CPU."""
+
+# An older Python has to get as far as the sentence that refuses it.
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from steps import Failed
+
+OLDEST_CAPABILITY = (7, 5)  # vLLM 0.32 has no kernels for older ones, a V100 or a P100 say
+OLDEST_DRIVER = 580  # of NVIDIA's, for the CUDA 13 of requirements/gpu.txt
+
+
+class Gpu(NamedTuple):
+    name: str
+    capability: tuple[int, int]
+    driver: str
+
+
+class Choice(NamedTuple):
+    build: str  # "cpu" or "gpu"
+    because: str
+    warning: str = ""
+
+
+def gpu_of_nvml() -> Gpu | None:
+    """Asks NVIDIA's management library about the first GPU; returns None where it has none."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) != 0:
+            return None
+        driver = ctypes.create_string_buffer(96)
+        nvml.nvmlDeviceGetName(handle, name, 96)
+        nvml.nvmlSystemGetDriverVersion(driver, 96)
+        nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+        return Gpu(name.value.decode(), (major.value, minor.value), driver.value.decode())
+    finally:
+        nvml.nvmlShutdown()
+
+
+def gpu_of_nvidia_smi() -> Gpu | None:
+    """Asks the nvidia-smi command, which WSL and some containers have without the library."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/lib/wsl/lib"
+    command = shutil.which("nvidia-smi", path=path)
+    if not command:
+        return None
+    query = [command, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60)
+        name, capability, driver = answer.stdout.splitlines()[0].split(", ")
+        major, minor = capability.split(".")
+        return Gpu(name, (int(major), int(minor)), driver)
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
+
+
+def find_gpu() -> Gpu | None:
+    """Returns this machine's first NVIDIA GPU, or None."""
+    return gpu_of_nvml() or gpu_of_nvidia_smi()
+
+
+def choose(environ: Mapping[str, str], look: Callable[[], Gpu | None] = find_gpu) -> Choice:
+    """Chooses the build; raises Failed where LAB_ACCELERATOR names none."""
+    asked = environ.get("LAB_ACCELERATOR", "").strip().lower()
+    if asked in ("cpu", "gpu"):
+        return Choice(asked, f"LAB_ACCELERATOR={asked}")
+    if asked:
+        why = f"LAB_ACCELERATOR is {asked!r}, and can only be cpu or gpu."
+        raise Failed("choosing the build of vLLM", why, "Set it to one of them, or unset it.")
+    gpu = look()
+    if gpu is None:
+        return Choice("cpu", "no NVIDIA GPU here")
+    if (0, 0) < gpu.capability < OLDEST_CAPABILITY:  # (0, 0): it would not say
+        old = ".".join(map(str, gpu.capability))
+        because = f"{gpu.name} has compute capability {old}, and vLLM needs 7.5 or more"
+        return Choice("cpu", because)
+    return Choice("gpu", gpu.name, driver_warning(gpu.driver))
+
+
+def driver_warning(driver: str) -> str:
+    """Returns a sentence where NVIDIA's driver is too old for the pinned CUDA, else nothing."""
+    major = driver.split(".")[0]
+    if not major.isdigit() or int(major) >= OLDEST_DRIVER:
+        return ""
+    return (
+        f"NVIDIA's driver {driver} is older than {OLDEST_DRIVER}, which the pinned CUDA 13 needs: "
+        "update it, or take the CPU build with LAB_ACCELERATOR=cpu."
+    )
