@@ -3,12 +3,14 @@
 import ctypes
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -104,7 +106,7 @@ class Engine:
         self.stop()
 
     def _load(self) -> None:
-        with _output_to(self.log_path) as screen:
+        with output_to(self.log_path) as screen:
             stages = logs.Stages(self.log_path, screen)
             try:
                 self._llm = stages.poll_during(lambda: self._construct(stages))
@@ -201,7 +203,7 @@ def _logging_config(log: Path) -> Path:
 
 
 @contextmanager
-def _output_to(log: Path) -> Iterator[TextIO]:
+def output_to(log: Path) -> Iterator[TextIO]:
     """Send all output to a file, that of C++ code and child processes too; yields the screen."""
     sys.stdout.flush()
     saved = [os.dup(number) for number in (1, 2)]
@@ -212,7 +214,7 @@ def _output_to(log: Path) -> Iterator[TextIO]:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
-            with redirect_stdout(file), redirect_stderr(file):
+            with _handlers_to(file), redirect_stdout(file), redirect_stderr(file):
                 yield screen
         finally:
             for number, copy in zip((1, 2), saved, strict=True):
@@ -220,6 +222,22 @@ def _output_to(log: Path) -> Iterator[TextIO]:
                 os.close(copy)
             if is_descriptor:
                 screen.close()
+
+
+@contextmanager
+def _handlers_to(file: TextIO) -> Iterator[None]:
+    """Send what libraries log to a file: a handler keeps the stream of when it was made."""
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    moved = [
+        (handler, handler.setStream(file))
+        for handler in chain.from_iterable(logger.handlers for logger in loggers)
+        if type(handler) is logging.StreamHandler and handler.stream in (sys.stdout, sys.stderr)
+    ]
+    try:
+        yield
+    finally:
+        for handler, stream in moved:
+            handler.setStream(stream)
 
 
 def _watch_engines() -> subprocess.Popen:

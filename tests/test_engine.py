@@ -1,5 +1,6 @@
 """The real engine, in this process: what it starts, what it refuses, what it leaves."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import labkit
 from labkit import blocks, hardware
+from labkit.engine import output_to
 from labkit.errors import EngineError
 
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 8 * hardware.MIB, "block_size": 32}
@@ -54,6 +56,19 @@ def test_the_cache_is_what_the_settings_say(engine):
     per_token = labkit.find("tiny").kv_bytes_per_token
     predicted = SMALL["kv_cache_memory_bytes"] // (per_token * 32) * 32
     assert engine.kv_cache_tokens == predicted
+
+
+def test_a_library_imported_before_logs_into_the_file_too(tmp_path, capsys):
+    # torch makes its handler when it is imported, with what sys.stderr is then.
+    logger, handler = logging.getLogger("imported.before"), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    log = tmp_path / "engine.log"
+    with output_to(log):
+        logger.warning("noise")
+    logger.warning("after")
+    logger.removeHandler(handler)
+    assert "noise" in log.read_text()
+    assert capsys.readouterr().err == "after\n"
 
 
 def test_the_log_is_in_a_file_and_not_on_the_screen(capfd):

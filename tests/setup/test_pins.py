@@ -1,8 +1,10 @@
 """One set of pins: pyproject.toml, the lock files, conda and Binder name the same versions."""
 
 import re
+import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -167,6 +169,27 @@ def test_binder_start_ends_in_the_command_it_is_given():
         env={"PATH": "/usr/bin:/bin"},
     )
     assert done.stdout == "2 a b\n"
+
+
+@pytest.mark.timeout(180)
+def test_repo2docker_plans_an_image_from_the_binder_folder(tmp_path):
+    # In an environment of its own: this is Binder's tool, not one of the lab's.
+    uvx = [sys.executable, "-m", "uv", "tool", "run", "--isolated"]
+    tool = [*uvx, "--from", "jupyter-repo2docker==2026.4.0", "jupyter-repo2docker"]
+    if subprocess.run([*tool, "--version"], capture_output=True).returncode:
+        pytest.skip("repo2docker cannot be fetched: no package index here")
+    for name in ("binder", "requirements", "environment.yml", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    plan = subprocess.run(
+        [*tool, "--no-build", "--debug", "."], capture_output=True, text=True, cwd=tmp_path
+    )
+    dockerfile = plan.stdout + plan.stderr
+    assert plan.returncode == 0, dockerfile[-2000:]
+    wanted = conda("binder/environment.yml")[0]["python"]
+    assert f"Building conda environment for python={wanted}" in dockerfile
+    assert "RUN ./binder/postBuild" in dockerfile
+    assert 'R2D_ENTRYPOINT="${REPO_DIR}/binder/start"' in dockerfile
 
 
 @pytest.mark.parametrize("path", [".ci/run", "binder/postBuild", "binder/start"])
