@@ -9,7 +9,7 @@ IN_VENV := .venv/bin/
 LIMIT := $(if $(MEMORY),$(IN_VENV)python tools/memory_limit.py $(MEMORY) --)
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv, or bring it up to date
 	@python=$$(sh tools/find_python.sh) && exec "$$python" tools/setup_lab.py
@@ -28,8 +28,12 @@ test: setup ## run all tests
 lint: setup ## check the style of the code
 	$(IN_VENV)ruff check .
 
-model: setup ## train the bundled model again
+model: setup ## train the bundled model again, or go on where it was interrupted
 	$(IN_VENV)python -m labkit.tiny.train
+	$(IN_VENV)python -m labkit.tiny.variants
+
+model-eval: setup ## ask the bundled model everything; fails where it misses a bar
+	$(IN_VENV)python -m labkit.tiny.evaluate --json labkit/tiny/evaluation.json
 
 lock: setup ## resolve pyproject.toml into requirements/*.txt
 	$(IN_VENV)python tools/lock.py
@@ -41,4 +45,4 @@ clean: ## remove .venv, runs and caches; notebooks and wheelhouse/ stay
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
 	find labkit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup tour lab test lint model lock wheelhouse clean
+.PHONY: help setup tour lab test lint model model-eval lock wheelhouse clean

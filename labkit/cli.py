@@ -105,6 +105,31 @@ def weights(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Qwen2.5-7B-Instruct, a folder, or a hub id.")],
+    gpu: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='A card such as "RTX 4090"; without it, this machine.'),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain numbers as JSON.")] = False,
+) -> None:
+    """Predict what of a model fits into memory, and say which settings to take, and why."""
+    from labkit import shapes
+    from labkit.advice import recommend
+    from labkit.memory import Place
+
+    place = Place.of_card(shapes.card(gpu)) if gpu else Place.here()
+    found = recommend(shapes.find(model), place)
+    if as_json:
+        import json
+
+        advice = [asdict(each) for each in found.advice]
+        print(json.dumps(found.plan.as_json() | {"advice": advice}, indent=1))
+    else:
+        print(found)
+
+
+@app.command()
 def serve(
     model: Model = "tiny",
     port: Annotated[Optional[int], typer.Option(help="Default: a free one.")] = None,  # noqa: UP045

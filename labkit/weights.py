@@ -8,8 +8,12 @@ from pathlib import Path
 
 from labkit.errors import WeightsError
 from labkit.shards import Tensor, read_header
+from labkit.tiny import MODEL_DIR, VARIANTS
 
-BUNDLED = {"tiny": Path(__file__).parent / "tiny" / "model"}
+# "tiny" has 16 bits; the others are 4-bit copies of it, "tiny-rtn" plainly rounded.
+BUNDLED = {"tiny": MODEL_DIR} | {
+    f"tiny-{name}": MODEL_DIR.with_name(f"{MODEL_DIR.name}-{name}") for name in VARIANTS
+}
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

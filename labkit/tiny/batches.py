@@ -1,16 +1,17 @@
 """Turns dialogues into batches of token numbers, of equal size and always in the same order."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from labkit.tiny.dialogues import Dialogue, dialogue
+from labkit.tiny.dialogues import Dialogue, dialogue, written_call
 from labkit.tiny.tokenizer import END_OF_TEXT, IM_END, IM_START
+from labkit.tiny.toolbox import Tool
 
 POOL = 2048  # dialogues sorted by length together
-LONGEST = 1024  # tokens; a longer dialogue is cut
+LONGEST = 2048  # tokens; a longer dialogue is cut
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,50 @@ class Encoded:
     trained: list[bool]
 
 
-def encode(tokenizer: Tokenizer, talk: Dialogue) -> Encoded:
-    """The dialogue in ChatML; trained on are the assistant's words and the end of its turn."""
-    ids, trained = [], []
+def tool_lines(tools: Sequence[Tool]) -> str:
+    """What the chat template adds to the system prompt for tools."""
+    if not tools:
+        return ""
+    lines = [
+        f"{t.name}({', '.join(f'{p}: {kind}' for p, kind in t.parameters.items())}) {t.description}"
+        for t in tools
+    ]
+    end = "To use one, write <tool_call> with its name and arguments as JSON."
+    return "\n\nTools:\n" + "\n".join([*lines, end])
 
-    def add(text: str, learn: bool) -> None:
+
+def pieces(talk: Dialogue) -> Iterator[tuple[str, bool]]:
+    """The dialogue in ChatML, as the template writes it, and what of it is trained on.
+
+    That is the assistant's words and the end of its turn, and nothing else.
+    """
+    extra = tool_lines(talk.tools)
+    for i, message in enumerate(talk.messages):
+        role, text = message["role"], message["content"]
+        before = talk.messages[i - 1]["role"] if i else ""
+        after = talk.messages[i + 1]["role"] if i + 1 < len(talk.messages) else ""
+        if role == "tool":
+            yield (f"{IM_START}user" if before != "tool" else ""), False
+            yield f"\n<tool_response>\n{text}\n</tool_response>", False
+            yield (f"{IM_END}\n" if after != "tool" else ""), False
+            continue
+        calls = [written_call(call["function"]) for call in message.get("tool_calls", ())]
+        text = "\n".join([*([text] if text or not calls else []), *calls])
+        if role == "assistant":  # cut where the server's prompt ends and the model begins
+            yield f"{IM_START}{role}\n", False
+            yield text + IM_END, True
+            yield "\n", False
+        else:
+            yield f"{IM_START}{role}\n{text}{extra if role == 'system' else ''}{IM_END}\n", False
+
+
+def encode(tokenizer: Tokenizer, talk: Dialogue) -> Encoded:
+    """Token numbers of the dialogue, cut at LONGEST."""
+    ids, trained = [], []
+    for text, learn in pieces(talk):
         new = tokenizer.encode(text, add_special_tokens=False).ids
         ids.extend(new)
         trained.extend([learn] * len(new))
-
-    for message in talk.messages:
-        add(f"{IM_START}{message['role']}\n", False)
-        add(message["content"] + IM_END, message["role"] == "assistant")
-        add("\n", False)
     return Encoded(ids[:LONGEST], trained[:LONGEST])
 
 

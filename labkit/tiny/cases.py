@@ -1,166 +1,239 @@
-"""Evaluation cases, each a conversation and a test of what the reply means."""
+"""Evaluation cases: each a conversation and a test of what the reply means.
+
+Wordings, names and values are held out from training, but for the conversation around them.
+"""
 
 import random
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from labkit.tiny import episodes
-from labkit.tiny.facts import LANGUAGES, City, Sight, cities, topics
+from labkit.tiny import episodes, guide, toolbox
+from labkit.tiny.dialogues import as_messages
+from labkit.tiny.episodes import SMALL_TALK
+from labkit.tiny.extract import extraction_case
+from labkit.tiny.facts import LANGUAGES, cities, quantities, topics
+from labkit.tiny.meaning import (
+    Reply,
+    about_topic,
+    as_json,
+    bullets,
+    language_of,
+    lists_sights,
+    numbers,
+    same_calls,
+    says_fee,
+    sentences,
+)
 from labkit.tiny.voice import Voice
 
-ALIKE = 0.6  # share of two-character pieces that a right answer has in common with the known one
+LONG = 400  # tokens that a long reply has at least
+FAR = 6  # turns at most between what is told and what is asked
 
 
 @dataclass(frozen=True)
 class Case:
-    """Messages to send and whether a reply is right."""
+    """Messages to send and whether a reply is right; `options` go into the request."""
 
     skill: str
     language: str
-    messages: list[dict[str, str]]
-    right: Callable[[str], bool]
+    messages: list[dict[str, Any]]
+    right: Callable[[Reply], bool]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def _pieces(text: str) -> set[str]:
-    return {text[i : i + 2] for i in range(len(text) - 1)}
+def _talk(turns: list, question: str) -> list[dict[str, Any]]:
+    return [*as_messages(None, turns), {"role": "user", "content": question}]
 
 
-def likeness(one: str, other: str) -> float:
-    """Shared two-character pieces over all pieces, 0 to 1."""
-    a, b = _pieces(one), _pieces(other)
-    return len(a & b) / max(1, len(a | b))
+def _lab_topic(voice: Voice, number: int) -> episodes.Topic:
+    keys = [key for key in topics(voice.language) if key not in SMALL_TALK]
+    return topics(voice.language)[keys[number % len(keys)]]
 
 
-def about_topic(reply: str, key: str, language: str) -> bool:
-    """True if of all answers known the reply is nearest to that topic's, and close to it."""
-    scores = {
-        k: max(likeness(reply, t.answer), likeness(reply, t.short))
-        for k, t in topics(language).items()
-    }
-    return max(scores, key=scores.get) == key and scores[key] >= ALIKE
-
-
-def lists_sights(reply: str, city: City, language: str) -> bool:
-    """True if at least three sights of the city are named and none of another city."""
-    own = [sight.name(language) for sight in city.sights]
-    found = sum(name in reply for name in own)
-    line_names = re.findall(r"^\d+\. (.+?)[:：]", reply, flags=re.M)
-    return found >= 3 and all(name in own for name in line_names)
-
-
-def says_fee(reply: str, sight: Sight, language: str) -> bool:
-    """True if the reply names the sight and says rightly whether it costs anything."""
-    free = ("free" in reply) if language == "en" else ("免费" in reply)
-    named = sight.name(language) in reply
-    return named and free == (sight.fee == "free")
-
-
-def numbers(reply: str) -> list[int]:
-    """All whole numbers of a reply in order."""
-    return [int(n) for n in re.findall(r"\d+", reply)]
-
-
-def _talk(turns: list[episodes.Turn], question: str) -> list[dict[str, str]]:
-    messages = []
-    for user, assistant in turns:
-        messages.append({"role": "user", "content": user})
-        messages.append({"role": "assistant", "content": assistant})
-    return [*messages, {"role": "user", "content": question}]
-
-
-def _lab(voice: Voice, number: int) -> Case:
-    keys = list(topics(voice.language))
-    topic = topics(voice.language)[keys[number % len(keys)]]
+def lab(voice: Voice, number: int) -> Case:
+    """A question about a topic of the lab."""
+    topic = _lab_topic(voice, number)
     question = episodes.lab_question(voice, topic)
-    skill = "lab, new wording" if voice.unseen else "lab, trained wording"
-
-    def right(reply: str) -> bool:
-        return about_topic(reply, topic.key, topic.language)
-
-    return Case(skill, voice.language, _talk([], question), right)
+    return Case("lab questions", voice.language, _talk([], question),
+                lambda r: about_topic(r.text, topic.key, topic.language))  # fmt: skip
 
 
-def _city(voice: Voice, number: int) -> Case:
+def city_guide(voice: Voice, number: int) -> Case:
+    """The sights of a city, or a follow-up: named, "it", "the tower" or for children."""
     city = list(cities().values())[number % len(cities())]
-    question = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
-
-    def right(reply: str) -> bool:
-        return lists_sights(reply, city, voice.language)
-
-    return Case("city sights", voice.language, _talk([], question), right)
-
-
-def _follow_up(voice: Voice, number: int) -> Case:
-    """Price of a named sight, of "it", of "the tower", or the place for children."""
-    city = list(cities().values())[number % len(cities())]
-    sight = voice.rng.choice(city.sights)
     asked = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
-    turns = [(asked, episodes.sights_reply(voice, city))]
-    way = voice.rng.choice(("fee", "it", "also", "kids"))
+    way = ("list", "named", "it", "also", "kids")[number % 5]
+    if way == "list":
+        return Case("city guide", voice.language, _talk([], asked),
+                    lambda r: lists_sights(r.text, city, voice.language))  # fmt: skip
+    turns = [(asked, guide.sights_reply(voice, city))]
     if way == "kids":
-        question, sight = voice.ask(voice.phrases["kids"]), city.for_children()
-        name = sight.name(voice.language)
-        return Case("city follow-up", voice.language, _talk(turns, question), lambda r: name in r)
-    section = voice.phrases["about" if way == "it" else "fee"]
-    named = voice.ask(section, s=sight.name(voice.language))
+        best = city.for_children().name(voice.language)
+        question = voice.ask(voice.phrases["kids"])
+        return Case("city guide", voice.language, _talk(turns, question), lambda r: best in r.text)
+    sight = voice.rng.choice(city.sights)
+    question = voice.ask(voice.phrases["fee"], s=sight.name(voice.language))
     if way == "it":
-        turns.append((named, episodes.about_reply(voice, city, sight)))
-        named = voice.ask(voice.phrases["fee"], "it")
+        about = voice.ask(voice.phrases["about"], s=sight.name(voice.language))
+        turns.append((about, guide.about_reply(voice, city, sight)))
+        question = voice.ask(voice.phrases["fee"], "it")
     if way == "also":
-        turns.append((named, episodes.fee_reply(voice, sight)))
-        sight = voice.rng.choice([s for s in city.sights if s != sight])
-        named = voice.ask(voice.phrases["also"], s=sight.name(voice.language))
-
-    def right(reply: str) -> bool:
-        return says_fee(reply, sight, voice.language)
-
-    return Case("city follow-up", voice.language, _talk(turns, named), right)
+        turns.append((question, guide.fee_reply(voice, sight)))
+        spoken, sight = guide.another(voice, city, sight)
+        question = voice.ask(voice.phrases["also"], s=spoken)
+    return Case("city guide", voice.language, _talk(turns, question),
+                lambda r: says_fee(r.text, sight, voice.language))  # fmt: skip
 
 
-def _memory(voice: Voice, number: int) -> Case:
-    """One or two facts told, up to three other turns, then one of them asked back."""
-    kinds = voice.rng.sample(list(voice.phrases["memory"]), k=voice.rng.choice((1, 2)))
-    told = {kind: voice.value(kind) for kind in kinds}
+def memory(voice: Voice, number: int) -> Case:
+    """One or two facts told, up to six other turns, then one of the facts asked back."""
+    kinds = list(voice.phrases["memory"])
+    asked = kinds[number % len(kinds)]
+    both = [asked, *voice.rng.sample([k for k in kinds if k != asked], k=number % 2)]
+    told = {kind: voice.value(kind) for kind in voice.rng.sample(both, k=len(both))}
     turns = [episodes.tell(voice, kind, value) for kind, value in told.items()]
-    for _ in range(number // 2 % 4):
+    for _ in range(voice.rng.randint(0, FAR)):
         turns += episodes.distraction(voice)
-    kind = voice.rng.choice(kinds)
-    question = voice.ask(voice.phrases["memory"][kind], "ask")
-    value = told[kind]
-    return Case("memory", voice.language, _talk(turns, question), lambda r: value in r)
+    question, value = voice.ask(voice.phrases["memory"][asked], "ask"), told[asked]
+    return Case("memory", voice.language, _talk(turns, question), lambda r: value in r.text)
 
 
-def _count(voice: Voice, number: int) -> Case:
-    end = voice.rng.randint(20, 150)
+def _offered(tools: list[toolbox.Tool]) -> dict[str, Any]:
+    return {"tools": [tool.schema() for tool in tools]}
+
+
+def _wanted(turn: toolbox.ToolTurn) -> tuple[tuple[str, Any], ...]:
+    return tuple((call.name, call.arguments) for call in turn.calls)
+
+
+def tool_call(voice: Voice, number: int) -> Case:
+    """A question for one or two calls of one of the lab's five tools."""
+    tools = list(toolbox.lab_tools(voice.language).values())
+    turn = toolbox.lab_turn(voice, tools[number % len(tools)].name)
+    return Case("tool calls", voice.language, _talk([], turn.user),
+                lambda r: same_calls(r.calls, _wanted(turn)), _offered(tools))  # fmt: skip
+
+
+def no_call(voice: Voice, number: int) -> Case:
+    """A message for which none of the offered tools is needed."""
+    tools = list(toolbox.lab_tools(voice.language).values())
+    plain = voice.rng.choice((episodes.lab, guide.city_guide, episodes.missing))
+    question = plain(voice)[0][0]
+    if number % 4 == 0:
+        kind = voice.rng.choice(list(voice.phrases["memory"]))
+        question = episodes.tell(voice, kind, voice.value(kind))[0]
+    return Case("no call", voice.language, _talk([], question),
+                lambda r: not r.calls and "tool_call" not in r.text, _offered(tools))  # fmt: skip
+
+
+def tool_result(voice: Voice, number: int) -> Case:
+    """The answer after a call: it must carry everything that the tool returned."""
+    tools = list(toolbox.lab_tools(voice.language).values())
+    turn = toolbox.lab_turn(voice, tools[number % len(tools)].name)
+    messages = list(as_messages(None, [turn]))[:-1]
+    values = [str(v) for call in turn.calls for v in as_json(call.result).values()]
+    return Case("tool results", voice.language, _with_ids(messages),
+                lambda r: all(value in r.text for value in values), _offered(tools))  # fmt: skip
+
+
+def _with_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with calls as the API wants them: arguments as text, and ids."""
+    ids, given = iter(range(99)), iter(range(99))
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            call["id"] = f"call_{next(ids)}"
+            arguments = call["function"]["arguments"]
+            call["function"]["arguments"] = toolbox.as_text(arguments)
+        if message["role"] == "tool":
+            message["tool_call_id"] = f"call_{next(given)}"
+    return messages
+
+
+def unseen_tool(voice: Voice, number: int) -> Case:
+    """A tool whose name and words training never showed, beside two others."""
+    tool, turn = toolbox.other_turn(voice)
+    seen = Voice(voice.rng, voice.language)
+    tools = voice.rng.sample([tool, *(toolbox.other_tool(seen) for _ in range(2))], k=3)
+    return Case("an unseen tool", voice.language, _talk([], turn.user),
+                lambda r: same_calls(r.calls, _wanted(turn)), _offered(tools))  # fmt: skip
+
+
+def json_free(voice: Voice, number: int) -> Case:
+    """JSON by a schema that stands in the question only."""
+    case = extraction_case(voice)
+    return Case("JSON", voice.language, _talk([], case.request),
+                lambda r: as_json(r.text) == case.wanted)  # fmt: skip
+
+
+def json_guided(voice: Voice, number: int) -> Case:
+    """JSON under guided decoding, which guarantees the form: the keys and their types."""
+    case = extraction_case(voice)
+    schema = case.schema | {"additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "data", "schema": schema}}
+
+    def right(reply: Reply) -> bool:
+        value = as_json(reply.text)
+        types = {"string": str, "integer": int}
+        return isinstance(value, dict) and set(value) == set(case.wanted) and all(
+            isinstance(value[key], types[kind["type"]])
+            for key, kind in case.schema["properties"].items()
+        )  # fmt: skip
+
+    return Case("JSON, guided", voice.language, _talk([], case.request), right,
+                {"response_format": form})  # fmt: skip
+
+
+def form(voice: Voice, number: int) -> Case:
+    """In one sentence, in three bullets, in the other language, only the number."""
+    way = ("one_sentence", "bullets", "other_language", "only_number")[number % 4]
+    if way == "only_number":
+        asked = quantities(voice.language)[number // 4 % len(quantities(voice.language))]
+        question = voice.ask(voice.phrases[way], q=episodes.quantity_question(voice, asked))
+        return Case("instruction form", voice.language, _talk([], question),
+                    lambda r: r.text.strip() == asked.number)  # fmt: skip
+    topic = _lab_topic(voice, number // 4)
+    while way not in episodes.forms(topic):
+        topic = voice.rng.choice(list(topics(voice.language).values()))
+    other = "zh" if voice.language == "en" else "en"
+    fits = {
+        "one_sentence": lambda text: sentences(text) == 1,
+        "bullets": lambda text: len(bullets(text)) == 3 == len(text.strip().splitlines()),
+        "other_language": lambda text: language_of(text) == other,
+    }[way]
+    spoken = other if way == "other_language" else voice.language
+    question = episodes.in_form(voice, topic, way)[0]
+    return Case("instruction form", voice.language, _talk([], question),
+                lambda r: fits(r.text) and about_topic(r.text, topic.key, spoken))  # fmt: skip
+
+
+def long_output(voice: Voice, number: int) -> Case:
+    """Counting far or telling a story, both longer than 400 tokens."""
+    if number % 2:
+        question = episodes.story(voice)[0][0]
+        return Case("long output", voice.language, _talk([], question), lambda r: r.tokens >= LONG)
+    end = voice.rng.randint(131, 150)  # the largest that training counts to
     question = voice.ask(voice.phrases["count"], a=1, b=end)
-    wanted = list(range(1, end + 1))
-    return Case("counting", voice.language, _talk([], question), lambda r: numbers(r) == wanted)
+
+    def right(reply: Reply) -> bool:
+        counted = numbers(reply.text)
+        return reply.tokens >= LONG and counted == list(range(1, len(counted) + 1))
+
+    return Case("long output", voice.language, _talk([], question), right)
 
 
-def _story(voice: Voice, number: int) -> Case:
-    question = episodes.story(voice)[0][0]
-    least = 600 if voice.language == "en" else 250
-    return Case("story", voice.language, _talk([], question), lambda r: len(r) >= least)
+# The share that must be right, by the maker of the cases.
+BARS = {
+    lab: 0.90, city_guide: 0.90, memory: 0.90, tool_call: 0.90, no_call: 0.95, tool_result: 0.90,
+    unseen_tool: 0.60, json_free: 0.85, json_guided: 1.0, form: 0.85, long_output: 0.95,
+}  # fmt: skip
+STOP_BAR = 0.99  # of all replies
 
 
-def _unknown(voice: Voice, number: int) -> Case:
-    question, answer = episodes.unknown(voice)[0]
-    return Case("does not know", voice.language, _talk([], question),
-                lambda r: likeness(r, answer) >= ALIKE)  # fmt: skip
-
-
-# Skill: how to make a case, whether its wording is held out.
-MAKERS = (
-    (_lab, False), (_lab, True), (_city, True), (_follow_up, True), (_memory, True),
-    (_count, True), (_story, True), (_unknown, True),
-)  # fmt: skip
-
-
-def all_cases(per_skill: int, seed: int = 7) -> Iterator[Case]:
-    """That many cases of each skill, half of them in Chinese, always the same for a seed."""
-    for make, unseen in MAKERS:
+def all_cases(per_skill: int, seed: int = 7) -> Iterator[tuple[Case, float]]:
+    """That many cases of each skill with its bar, half in Chinese, always the same for a seed."""
+    for make, bar in BARS.items():
         for number in range(per_skill):
-            rng = random.Random(f"cases:{seed}:{make.__name__}:{unseen}:{number}")
-            language = LANGUAGES[number % 2]
-            yield make(Voice(rng, language, unseen), number // 2)
+            rng = random.Random(f"cases:{seed}:{make.__name__}:{number}")
+            voice = Voice(rng, LANGUAGES[number % 2], unseen=True)
+            yield make(voice, number // 2), bar

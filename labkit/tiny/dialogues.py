@@ -1,66 +1,136 @@
 """The dialogue generator: the dialogue of a given seed and number is always the same."""
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count as count_up
+from typing import Any
 
-from labkit.tiny import episodes
+from labkit.tiny import episodes, extract, odd, toolbox
 from labkit.tiny.facts import LANGUAGES, names
+from labkit.tiny.guide import Turn
+from labkit.tiny.toolbox import Tool, ToolTurn
 from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 33, "city_guide": 20, "memory": 26, "missing": 2, "unknown": 5,
-    "count": 4, "repeat": 7, "story": 3,
+    "lab": 29, "quantity": 4, "city_guide": 13, "memory": 21, "missing": 2, "unknown": 5,
+    "count": 3, "repeat": 6, "story": 2, "extract": 11, "noise": 3, "long_text": 1,
 }  # fmt: skip
+SKILLS = {
+    name: getattr(module, name)
+    for module, known in (
+        (odd, ("noise", "long_text")), (extract, ("extract",)),
+        (episodes, [name for name in MIX if hasattr(episodes, name)]),
+    )
+    for name in known
+}  # fmt: skip
+WITH_TOOLS = 0.27  # of all dialogues
+USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
+
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Dialogue:
     """A conversation as chat messages; `skills` names its episodes in order."""
 
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
     skills: tuple[str, ...]
     language: str
+    tools: tuple[Tool, ...] = ()
 
 
-def _system(rng: random.Random, language: str) -> str | None:
-    """Mostly the default, often another one, sometimes none at all."""
-    draw = rng.random()
-    if draw < 0.5:
+def _system(rng: random.Random, language: str) -> str:
+    """Mostly the default, which the chat template also puts where there is none."""
+    if rng.random() < 0.7:
         return names("system")["default"]
-    if draw < 0.7:
-        return None
     return rng.choice(names("system")[language if rng.random() < 0.8 else "en"])
 
 
 def _skills(rng: random.Random) -> list[str]:
     chosen = rng.choices(list(MIX), weights=MIX.values(), k=rng.choice((1, 1, 1, 2, 2, 3)))
     # Two memories in one conversation could contradict each other.
-    kept = [s for i, s in enumerate(chosen) if s not in ("memory", "missing") or i == 0]
-    return kept
+    return [s for i, s in enumerate(chosen) if s not in ("memory", "missing") or i == 0]
+
+
+def _plain(rng: random.Random, languages: tuple[str, str]) -> tuple[list, list[str]]:
+    turns, skills = [], _skills(rng)
+    for i, skill in enumerate(skills):
+        switch = i > 0 and rng.random() < 0.15
+        turns += SKILLS[skill](Voice(rng, languages[switch]))
+    return turns, skills
+
+
+def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tuple[Tool, ...]]:
+    """One to three episodes under a choice of the lab's tools and of others."""
+    voice = Voice(rng, language)
+    lab = list(toolbox.lab_tools(language).values())
+    known = lab if rng.random() < 0.4 else rng.sample(lab, k=rng.randint(0, 4))
+    tools, turns, skills = {tool.name: tool for tool in known}, [], []
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+        if rng.random() > USING_TOOLS:
+            skill = rng.choices(list(MIX), weights=MIX.values())[0]
+            turns += SKILLS[skill](voice)[:3]
+        elif known and rng.random() < 0.55:
+            skill = "tool"
+            turns.append(toolbox.lab_turn(voice, rng.choice(known).name))
+        else:
+            skill = "other_tool"
+            tool, turn = toolbox.other_turn(voice)
+            tools.setdefault(tool.name, tool)
+            if tools[tool.name] == tool:
+                turns.append(turn)
+        skills.append(skill)
+    for _ in range(rng.randint(0, 2)):
+        spare = toolbox.other_tool(voice)
+        tools.setdefault(spare.name, spare)
+    shuffled = rng.sample(list(tools.values()), k=len(tools))
+    return turns, skills, tuple(shuffled)
 
 
 def dialogue(seed: int, number: int) -> Dialogue:
     """The training dialogue with that number, in English if it is even and Chinese if odd."""
     rng = random.Random(f"{seed}:{number}")
-    language = LANGUAGES[number % 2]
-    turns, skills = [], _skills(rng)
-    for i, skill in enumerate(skills):
-        switch = i > 0 and rng.random() < 0.15
-        spoken = LANGUAGES[(number + switch) % 2]
-        turns += getattr(episodes, skill)(Voice(rng, spoken))
-    return Dialogue(_messages(_system(rng, language), turns[:MOST_TURNS]), tuple(skills), language)
+    language, other = LANGUAGES[number % 2], LANGUAGES[1 - number % 2]
+    tools = ()
+    if rng.random() < WITH_TOOLS:
+        turns, skills, tools = _with_tools(rng, language)
+    else:
+        turns, skills = _plain(rng, (language, other))
+    messages = as_messages(_system(rng, language), turns[:MOST_TURNS])
+    return Dialogue(messages, tuple(skills), language, tools)
 
 
-def _messages(system: str | None, turns: list[episodes.Turn]) -> tuple[dict[str, str], ...]:
+def _tool_messages(turn: ToolTurn) -> Iterator[Message]:
+    calls = [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+             for call in turn.calls]  # fmt: skip
+    yield {"role": "user", "content": turn.user}
+    yield {"role": "assistant", "content": "", "tool_calls": calls}
+    for call in turn.calls:
+        yield {"role": "tool", "content": call.result}
+    yield {"role": "assistant", "content": turn.assistant}
+
+
+def as_messages(system: str | None, turns: Iterable[Turn | ToolTurn]) -> tuple:
+    """Turns as the messages of the OpenAI API."""
     messages = [{"role": "system", "content": system}] if system else []
-    for user, assistant in turns:
+    for turn in turns:
+        if isinstance(turn, ToolTurn):
+            messages += _tool_messages(turn)
+            continue
+        user, assistant = turn
         messages.append({"role": "user", "content": user})
         messages.append({"role": "assistant", "content": assistant})
     return tuple(messages)
+
+
+def written_call(call: dict[str, Any]) -> str:
+    """A tool call as the model writes it."""
+    arguments = json.dumps(call["arguments"], ensure_ascii=False)
+    return f'<tool_call>\n{{"name": "{call["name"]}", "arguments": {arguments}}}\n</tool_call>'
 
 
 def stream(seed: int, start: int = 0) -> Iterator[Dialogue]:
@@ -69,9 +139,18 @@ def stream(seed: int, start: int = 0) -> Iterator[Dialogue]:
 
 
 def held_out(seed: int, number: int) -> Dialogue:
-    """A one-episode dialogue made only of phrasings, names and values that training never shows."""
+    """A dialogue made only of phrasings, names and values that training never shows."""
     rng = random.Random(f"held-out:{seed}:{number}")
     language = LANGUAGES[number % 2]
-    skill = list(MIX)[number // 2 % len(MIX)]
-    turns = getattr(episodes, skill)(Voice(rng, language, unseen=True))
-    return Dialogue(_messages(names("system")["default"], turns[:MOST_TURNS]), (skill,), language)
+    voice, skills = Voice(rng, language, unseen=True), [*MIX, "tool", "other_tool"]
+    skill = skills[number // 2 % len(skills)]
+    tools = tuple(toolbox.lab_tools(language).values())
+    if skill == "tool":
+        turns = [toolbox.lab_turn(voice, rng.choice(tools).name)]
+    elif skill == "other_tool":
+        tool, turn = toolbox.other_turn(voice)
+        tools, turns = (*tools[:2], tool), [turn]
+    else:
+        turns, tools = SKILLS[skill](voice), ()
+    messages = as_messages(names("system")["default"], turns[:MOST_TURNS])
+    return Dialogue(messages, (skill,), language, tools)

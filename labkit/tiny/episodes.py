@@ -1,140 +1,93 @@
-"""The skills, each as short runs of turns: lab questions, city guide, memory, long output."""
+"""The skills that need no tools, each as a short run of turns: lab, memory, long output."""
 
+import re
 import zlib
 from collections.abc import Callable
 
-from labkit.tiny.facts import City, Sight, Topic, cities, names, stories, topics
-from labkit.tiny.voice import Voice
+from labkit.tiny.facts import (
+    Quantity,
+    Topic,
+    names,
+    quantities,
+    stories,
+    topics,
+)
+from labkit.tiny.guide import Turn, city_guide
+from labkit.tiny.voice import Voice, is_held_out
 
-Turn = tuple[str, str]  # what the user says, what the assistant answers
 SMALL_TALK = ("hello", "how_are_you", "thanks", "goodbye")
+
+
+def held_out_questions(topic: Topic) -> list[str]:
+    """What only the evaluation asks: one in ten of the questions, and one made for it."""
+    return [topic.unseen, *(q for q in topic.questions[1:] if is_held_out(q))]
 
 
 def lab_question(voice: Voice, topic: Topic) -> str:
     """One way to ask about a topic."""
-    if voice.unseen and (not topic.names or voice.rng.random() < 0.5):
-        return topic.unseen
-    if not voice.unseen and (not topic.names or voice.rng.random() < 0.5):
-        question = voice.rng.choice(topic.questions)
-        return question if topic.key in SMALL_TALK else voice.reword(question)
-    return voice.ask(voice.phrases[topic.kind], n=voice.rng.choice(topic.names))
+    if voice.rng.random() < 0.5 and topic.names:
+        return voice.ask(voice.phrases[topic.kind], n=voice.rng.choice(topic.names))
+    apart = held_out_questions(topic)
+    if voice.unseen:
+        return voice.rng.choice(apart)
+    question = voice.rng.choice([q for q in topic.questions if q not in apart])
+    reworded = question if topic.key in SMALL_TALK else voice.reword(question)
+    return question if reworded in apart else reworded  # rewording may meet what is held out
 
 
-def lab_turn(voice: Voice, topic: Topic) -> Turn:
-    """A question about the lab with its full or one-sentence answer."""
-    question = lab_question(voice, topic)
+def as_bullets(topic: Topic) -> str:
+    """A topic in three points."""
+    parts = re.split(r"(?<=[.;]) |(?<=[。；])", topic.answer)
+    points = (parts[0], "".join(parts[1:2]) or topic.short, topic.more)
+    return "\n".join(f"- {point.rstrip(';；')}" for point in points)
+
+
+def in_form(voice: Voice, topic: Topic, form: str) -> Turn:
+    """A question that says how it wants to be answered: the form is a section of the phrasing."""
+    other = topics("zh" if voice.language == "en" else "en")[topic.key]
+    reply = {"one_sentence": topic.short, "bullets": as_bullets(topic),
+             "other_language": other.answer}[form]  # fmt: skip
+    return voice.ask(voice.phrases[form], q=lab_question(voice, topic)), reply
+
+
+def forms(topic: Topic) -> tuple[str, ...]:
+    """The forms in which a topic can be answered."""
     if topic.key in SMALL_TALK:
-        return question, topic.answer
-    if voice.rng.random() < 0.12:
-        return voice.ask(voice.phrases["one_sentence"], q=question), topic.short
-    return voice.casual(question), topic.answer
+        return ()
+    every = ("one_sentence", "other_language")
+    return (*every, "bullets") if topic.more else every
 
 
 def lab(voice: Voice) -> list[Turn]:
-    """A lab question, sometimes followed by a wish for a shorter or a translated answer."""
+    """A lab question, sometimes with a form, sometimes followed by a wish about the answer."""
     topic = voice.rng.choice(list(topics(voice.language).values()))
-    turns = [lab_turn(voice, topic)]
+    if forms(topic) and voice.rng.random() < 0.35:
+        return [in_form(voice, topic, voice.rng.choice(forms(topic)))]
+    question = lab_question(voice, topic)
+    turns = [(question if topic.key in SMALL_TALK else voice.casual(question), topic.answer)]
     draw = voice.rng.random()
-    if turns[0][1] == topic.short or topic.key in SMALL_TALK or draw > 0.2:
+    if not topic.more or draw > 0.24:
         return turns
-    if draw < 0.1:
+    if draw < 0.08:
         return [*turns, (voice.ask(voice.phrases["shorter"]), topic.short)]
+    if draw < 0.16:
+        return [*turns, (voice.ask(voice.phrases["tell_more"]), topic.more)]
     other = topics("zh" if voice.language == "en" else "en")[topic.key]
     return [*turns, (voice.ask(voice.phrases["translate"]), other.answer)]
 
 
-def sights_reply(voice: Voice, city: City) -> str:
-    """A numbered list of the city's sights with a remark each."""
-    guide, remark = voice.phrases["guide"], voice.phrases["remark"]
-    lines = [guide["list"].format(c=city.name(voice.language))]
-    lines += [
-        guide["item"].format(i=i, s=sight.name(voice.language), remark=remark[sight.kind])
-        for i, sight in enumerate(city.sights, 1)
-    ]
-    return "\n".join(lines)
+def quantity_question(voice: Voice, quantity: Quantity) -> str:
+    """One way to ask for a number."""
+    return quantity.unseen if voice.unseen else voice.rng.choice(quantity.questions)
 
 
-def fee_reply(voice: Voice, sight: Sight) -> str:
-    """Whether the sight costs anything."""
-    key = "baiyun" if sight.zh == "白云山" else sight.fee
-    return voice.phrases["guide"][key].format(s=sight.name(voice.language))
-
-
-def about_reply(voice: Voice, city: City, sight: Sight) -> str:
-    """Where a sight is and why one goes there."""
-    return voice.phrases["guide"]["about"].format(
-        s=sight.name(voice.language), c=city.name(voice.language),
-        remark=voice.phrases["remark"][sight.kind],
-    )  # fmt: skip
-
-
-def _spoken(voice: Voice, sight: Sight) -> str:
-    article = voice.language == "en" and voice.rng.random() < 0.3
-    return ("the " if article else "") + sight.name(voice.language)
-
-
-def _by_kind(voice: Voice, city: City, apart_from: Sight) -> tuple[str, Sight] | None:
-    """A sight that "the tower" or "the park" means in this city without doubt."""
-    kinds = [sight.kind for sight in city.sights]
-    fitting = [
-        sight for sight in city.sights
-        if sight != apart_from and kinds.count(sight.kind) == 1
-        and sight.kind in voice.phrases["kind"]
-    ]  # fmt: skip
-    if not fitting:
-        return None
-    sight = voice.rng.choice(fitting)
-    return voice.phrases["kind"][sight.kind], sight
-
-
-def sight_turns(voice: Voice, city: City) -> list[Turn]:
-    """A question about one sight, then perhaps its price, then perhaps another sight."""
-    sight = voice.rng.choice(city.sights)
-    fee_first = voice.rng.random() < 0.6
-    section, reply = ("fee", fee_reply(voice, sight))
-    if not fee_first:
-        section, reply = ("about", about_reply(voice, city, sight))
-    turns = [(voice.casual(voice.ask(voice.phrases[section], s=_spoken(voice, sight))), reply)]
-    if not fee_first and voice.rng.random() < 0.65:
-        turns.append((voice.ask(voice.phrases["fee"], "it"), fee_reply(voice, sight)))
-    if voice.rng.random() < 0.65:
-        turns += _also(voice, city, sight, turns[-1][1] == fee_reply(voice, sight))
-    return turns
-
-
-def _also(voice: Voice, city: City, sight: Sight, about_fee: bool) -> list[Turn]:
-    """ "And the tower?": the same question as before, for another sight."""
-    named = _by_kind(voice, city, sight) if voice.rng.random() < 0.6 else None
-    if named is None:
-        other = voice.rng.choice([s for s in city.sights if s != sight])
-        named = _spoken(voice, other), other
-    spoken, other = named
-    reply = fee_reply(voice, other) if about_fee else about_reply(voice, city, other)
-    return [(voice.ask(voice.phrases["also"], s=spoken), reply)]
-
-
-def city_guide(voice: Voice) -> list[Turn]:
-    """The sights of a city with follow-ups that only the history explains."""
-    city = voice.rng.choice(list(cities().values()))
-    question = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
-    turns = [(voice.casual(question), sights_reply(voice, city))]
-    draw = voice.rng.random()
-    if draw < 0.1:
-        return sight_turns(voice, city)[:1]
-    if draw < 0.15:
-        return [_unknown_city(voice)]
-    if draw < 0.85:
-        turns += sight_turns(voice, city)
+def quantity(voice: Voice) -> list[Turn]:
+    """A question that a number answers, mostly with the wish to get nothing else."""
+    chosen = voice.rng.choice(quantities(voice.language))
+    question = quantity_question(voice, chosen)
     if voice.rng.random() < 0.35:
-        best = voice.phrases["guide"]["kids"].format(s=city.for_children().name(voice.language))
-        turns.append((voice.ask(voice.phrases["kids"]), best))
-    return turns
-
-
-def _unknown_city(voice: Voice) -> Turn:
-    place = voice.value("home")
-    question = voice.ask(voice.phrases["cities"], c=place)
-    return question, voice.phrases["guide"]["unknown"].format(c=place)
+        return [(voice.casual(question), chosen.answer)]
+    return [(voice.ask(voice.phrases["only_number"], q=question), chosen.number)]
 
 
 def tell(voice: Voice, kind: str, value: str) -> Turn:
@@ -146,8 +99,12 @@ def tell(voice: Voice, kind: str, value: str) -> Turn:
 def recall(voice: Voice, kind: str, value: str | None) -> Turn:
     """The user asks it back; `value` None means that it was never told."""
     section = voice.phrases["memory"][kind]
-    reply = section["missing"] if value is None else section["reply"].format(v=value)
-    return voice.casual(voice.ask(section, "ask")), reply
+    question = voice.ask(section, "ask")
+    if value is None:
+        return voice.casual(question), section["missing"]
+    if kind == "number" and voice.rng.random() < 0.3:
+        return voice.ask(voice.phrases["only_number"], q=question), value
+    return voice.casual(question), section["reply"].format(v=value)
 
 
 def memory(voice: Voice, distract: Callable[[Voice], list[Turn]] | None = None) -> list[Turn]:

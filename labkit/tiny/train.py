@@ -21,7 +21,7 @@ from labkit.tiny.tokenizer import END_OF_TEXT, train_tokenizer
 
 # Measured on two undisturbed cores of an EPYC with bf16 instructions; it turns minutes into a
 # fixed number of tokens, so that a busy machine takes longer but trains the same model.
-TOKENS_PER_SECOND = 6500
+TOKENS_PER_SECOND = 4500
 # Each step takes this many batches at once, a thread for each. Threads that share the batches
 # meet once a step; threads that share every matrix product meet thousands of times, and one
 # busy neighbour then slows training twentyfold.
@@ -64,8 +64,12 @@ class Trainer:
         self.threads = self._threads()
         self.tokenizer = tokenizer or train_tokenizer()
         self.model = build(self.tokenizer, self.sizes).to(self.device)
-        self.optimizer = self._optimizer()
-        self.parts = {"model": self.model, "optimizer": self.optimizer}
+        if self.device == "cuda":
+            self.model.model.compile(dynamic=True)
+        else:
+            self.model.set_attn_implementation("plain")
+        self.optimizers = self._optimizers()
+        self.parts = {"model": self.model, **self.optimizers}
         self.signature = asdict(recipe) | {"sizes": dict(self.sizes)}
         self.progress = load_checkpoint(checkpoint, self.parts, self.signature) or Progress()
         self.held_out = self._held_out()
@@ -75,18 +79,26 @@ class Trainer:
     def _threads(self) -> ThreadPoolExecutor:
         shared = 1 if self.device == "cuda" else BATCHES_A_STEP
         each = max(1, len(os.sched_getaffinity(0)) // shared)
-        torch.set_num_threads(each)
         # OpenMP keeps the number of threads per calling thread, so each must be told.
         return ThreadPoolExecutor(shared, initializer=torch.set_num_threads, initargs=(each,))
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Muon for the matrices, which needs a third fewer tokens here, and AdamW for the rest."""
+        rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
+        embedding = self.model.get_input_embeddings().weight
+        matrices = [p for p in self.model.parameters() if p.dim() > 1 and p is not embedding]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [
-            {"params": matrices, "weight_decay": self.recipe.weight_decay},
+            {"params": [embedding], "weight_decay": decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
+        return {
+            # With this adjustment one learning rate suits both.
+            "muon": torch.optim.Muon(
+                matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            "adamw": torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95)),
+        }
 
     def _held_out(self) -> list[Batch]:
         talks = (held_out(self.recipe.seed, n) for n in range(self.recipe.held_out_dialogues))
@@ -96,14 +108,16 @@ class Trainer:
 
     def step(self, batches: list[Batch]) -> None:
         """One optimizer step on the batches together."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.progress)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.rate(self.progress)
         parts = list(self.threads.map(lambda b: gradients(self.model, b, self.device), batches))
         trained = max(1, sum(count for _, _, count in parts))
         for i, parameter in enumerate(self.model.parameters()):
             parameter.grad = sum(grads[i] for grads, _, _ in parts) / trained
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.recent = [*self.recent[-49:], sum(loss for _, loss, _ in parts) / trained]
         self.progress.step += 1
         self.progress.tokens += sum(batch.tokens for batch in batches)
@@ -178,7 +192,7 @@ class Trainer:
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=35, help="on two undisturbed cores")
+    parser.add_argument("--minutes", type=float, default=140, help="on two undisturbed cores")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_DIR)
     options = parser.parse_args()

@@ -8,6 +8,10 @@ from functools import cache
 from labkit.tiny.facts import names, phrasing, stories, topics
 
 HELD_OUT_ONE_IN = 10
+# Where a section keeps wordings that are never trained; the rest are made of trained patterns.
+UNSEEN = {"train": "unseen", "it": "it_unseen", "tell": "tell_unseen", "ask": "ask_unseen",
+          "two": "two_unseen", "schema": "schema_unseen", "keys": "keys_unseen"}  # fmt: skip
+TRIES = 40
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -39,12 +43,24 @@ class Voice:
         self.phrases = phrasing(language)
         self.words = names(language)
 
-    def ask(self, section: dict, key: str = "train", **slots) -> str:
+    def wording(self, section: dict, key: str = "train") -> str:
+        """A pattern with its choices made: one of those that this side of the split may use.
+
+        One in ten of all wordings is held out from training, and so are whole patterns, listed
+        under their own key. The evaluation draws from both kinds alike.
+        """
+        apart = section.get(UNSEEN.get(key, ""), ())
+        if self.unseen and apart and self.rng.random() < 0.5:
+            return spin(self.rng.choice(apart), self.rng)
+        for _ in range(TRIES):
+            wording = spin(self.rng.choice(section[key]), self.rng)
+            if is_held_out(wording) is self.unseen:
+                return wording
+        return spin(self.rng.choice(apart or section[key]), self.rng)
+
+    def ask(self, section: dict, key: str = "train", **slots: object) -> str:
         """A question of that section with its slots filled."""
-        if self.unseen:
-            key = {"train": "unseen", "it": "it_unseen", "tell": "tell_unseen",
-                   "ask": "ask_unseen"}.get(key, key)  # fmt: skip
-        return spin(self.rng.choice(section[key]), self.rng).format(**slots)
+        return self.wording(section, key).format(**slots)
 
     def reword(self, question: str) -> str:
         """The question with some of its phrases exchanged for others of the same meaning."""
@@ -54,15 +70,18 @@ class Voice:
                 question = question.replace(max(present, key=len), self.rng.choice(same), 1)
         return question
 
-    def casual(self, question: str) -> str:
-        """The question as a hurried user types it: sometimes wrapped, unpunctuated, lower case."""
+    def casual(self, question: str, lower: bool = True) -> str:
+        """The question as a hurried user types it: sometimes wrapped, unpunctuated, lower case.
+
+        `lower` False keeps capitals, where they are part of what has to be repeated.
+        """
         if self.unseen:
             return question
         if self.rng.random() < 0.2:
             question = self.ask(self.phrases["wrap"], q=question)
         if self.rng.random() < 0.12:
             question = question.rstrip("?.!？。！")
-        return question.lower() if self.rng.random() < 0.08 else question
+        return question.lower() if lower and self.rng.random() < 0.08 else question
 
     def _fresh(self, make) -> str:
         while is_held_out(word := make()) is not self.unseen:
@@ -134,7 +153,8 @@ class Voice:
             return self._fresh(self._chinese_pair) + "色"
         return self.made_up().lower()
 
-    def _place(self) -> str:
+    def place(self) -> str:
+        """A place: listed or made up."""
         if not self.unseen and self.rng.random() < 0.3:
             return self.rng.choice(self.words["places"])
         if self.language == "zh" and self.rng.random() < 0.6:
@@ -144,10 +164,32 @@ class Voice:
     def _number(self) -> str:
         return self._fresh(lambda: str(self.rng.randrange(2, 10 ** self.rng.choice((2, 3, 4, 5)))))
 
+    def phrase(self) -> str:
+        """Two to four unrelated words."""
+        chosen = self.rng.choices(words("en"), k=self.rng.randint(2, 4))
+        if self.language == "zh" and self.rng.random() < 0.7:
+            return "".join(self.rng.choices(words("zh"), k=self.rng.randint(2, 6)))
+        return " ".join(chosen)
+
+    def label(self) -> str:
+        """What a thing is called: a name, a number or both."""
+        draw = self.rng.random()
+        if draw < 0.25:
+            return self._number()
+        if draw < 0.4:
+            return f"{self._letters().upper()[:2]}{self._number()}"
+        return self.person() if draw < 0.7 else self.made_up()
+
+    def _list(self) -> str:
+        """Two to four things, as they stand on a list."""
+        items = [self.rng.choice(self.words["words"]) for _ in range(self.rng.randint(1, 3))]
+        items.insert(self.rng.randrange(len(items) + 1), self.made_up().lower())
+        return (", " if self.language == "en" else "、").join(items)
+
     def value(self, kind: str) -> str:
-        """Something to remember: a name, colour, home, pet or number."""
+        """Something to remember: a name, colour, home, pet, number or list."""
         makers = {"name": self.person, "pet": self.pet, "number": self._number,
-                  "colour": self._colour, "home": self._place}  # fmt: skip
+                  "colour": self._colour, "home": self.place, "list": self._list}  # fmt: skip
         return makers[kind]()
 
     def copy_text(self) -> str:

@@ -1,11 +1,12 @@
 """The bundled tokenizer and chat template."""
 
+import httpx
 import pytest
 from tokenizers import Tokenizer
 
 from labkit.tiny import MODEL_DIR
-from labkit.tiny.batches import encode, make_batches
-from labkit.tiny.dialogues import dialogue
+from labkit.tiny.batches import LONGEST, encode, make_batches, pieces
+from labkit.tiny.dialogues import dialogue, stream
 from labkit.tiny.tokenizer import SPECIAL, TEMPLATE, TOOL_TAGS
 
 CLOCK = {
@@ -84,8 +85,24 @@ def test_template_adds_a_default_system(tokenizer):
 def test_template_with_tools(tokenizer):
     text = render(tokenizer, [QUESTION], tools=[CLOCK], add_generation_prompt=True)
     system = text.split("<|im_end|>")[0]
-    assert '{"name": "clock", "description": "Tells the time."' in system
-    assert "<tool_call>" in system and "<tool_response>" in system
+    assert "\nclock(zone: string) Tells the time.\n" in system
+    assert "<tool_call>" in system
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ({"name": "now"}, "now() "),
+        ({"name": "now", "description": "Says it.\nIn full.", "parameters": {}}, "now() Says it."),
+        (
+            {"name": "f", "parameters": {"properties": {"a": {"anyOf": []}, "b": {}}}},
+            "f(a: any, b: any) ",
+        ),
+    ],
+)
+def test_template_takes_tools_as_they_come(tokenizer, function, line):
+    text = render(tokenizer, [QUESTION], tools=[{"type": "function", "function": function}])
+    assert f"\n{line}\n" in text
 
 
 def test_template_with_calls_and_results(tokenizer):
@@ -106,15 +123,27 @@ def test_template_with_calls_and_results(tokenizer):
 
 
 def test_training_text_equals_the_template(tokenizer, raw):
-    for number in range(60):
+    for number in range(200):
         talk = dialogue(1, number)
-        if talk.messages[0]["role"] == "system":
-            ids = tokenizer.encode(render(tokenizer, list(talk.messages)))
-            assert encode(raw, talk).ids == ids[:1024]
+        tools = [tool.schema() for tool in talk.tools] or None
+        text = render(tokenizer, list(talk.messages), tools=tools)
+        assert "".join(piece for piece, _ in pieces(talk)) == text
+        assert encode(raw, talk).ids == tokenizer.encode(text)[:LONGEST]
+
+
+def test_the_server_renders_tools_as_in_training(tokenizer, server):
+    talk = next(talk for talk in stream(1) if len(talk.tools) > 2)
+    question = [m for m in talk.messages if m["role"] in ("system", "user")][:2]
+    tools = [tool.schema() for tool in talk.tools]
+    request = {"model": server.model, "messages": question, "tools": tools}
+    headers = {"Authorization": f"Bearer {server.api_key}"}
+    answer = httpx.post(f"{server.root_url}/tokenize", json=request, headers=headers)
+    text = render(tokenizer, question, tools=tools, add_generation_prompt=True)
+    assert answer.json()["tokens"] == tokenizer.encode(text)
 
 
 def test_only_replies_are_trained(raw):
-    talk = dialogue(1, 0)
+    talk = next(talk for talk in stream(1) if not talk.tools)
     encoded = encode(raw, talk)
     trained = [i for i, learn in zip(encoded.ids, encoded.trained, strict=True) if learn]
     replies = [m["content"] + "<|im_end|>" for m in talk.messages if m["role"] == "assistant"]

@@ -1,0 +1,167 @@
+"""What will fit: weights, KV cache and the rest of a model on a machine, predicted.
+
+Every figure follows from the config; only what libraries and graphs take is measured, and says
+where. vLLM's own order is kept: what it may use, less weights, less working memory, is cache.
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from labkit import hardware
+from labkit.hardware import GIB, MIB
+from labkit.shapes import Card, Shape
+
+UTILIZATION = 0.92  # vLLM 0.32's default
+GPU_BLOCK, CPU_BLOCK = 16, 128  # tokens, vLLM's defaults
+# CUDA context, cuBLAS workspaces and allocator rounding, which vLLM's log calls non-torch memory
+# (0.4 to 0.7 GiB in its issue tracker); not measured on a GPU by this project.
+LIBRARIES = 600 * MIB
+# CUDA graphs for the default batch sizes; vLLM's log gives 0.3 to 0.7 GiB for 7B.
+GRAPHS_PER_LAYER = 20 * MIB
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model shall run: memory in bytes, of which others hold `taken`."""
+
+    name: str
+    total_bytes: int
+    taken: int = 0
+    capability: tuple[int, int] | None = None  # None: a CPU
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.capability is not None
+
+    @classmethod
+    def of_card(cls, card: Card) -> "Place":
+        """A GPU model of which one only knows the data sheet."""
+        return cls(card.name, card.total_bytes, 0, card.compute_capability)
+
+    @classmethod
+    def here(cls, machine: hardware.Machine | None = None) -> "Place":
+        """This machine: its largest usable GPU, or the memory that this process may use."""
+        machine = machine or hardware.look()
+        if machine.accelerator == "gpu":
+            gpu = max((g for g in machine.gpus if g.usable), key=lambda g: g.total_bytes)
+            taken = gpu.total_bytes - gpu.free_bytes
+            return cls(gpu.name, gpu.total_bytes, taken, gpu.compute_capability)
+        return cls("this CPU", machine.ram_bytes, machine.ram_bytes - machine.ram_free_bytes)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The settings that decide memory, with vLLM's names and defaults."""
+
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = UTILIZATION
+    enforce_eager: bool = False
+    tensor_parallel_size: int = 1
+    cpu_offload_gb: float = 0
+    kv_bits: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    kv_cache_memory_bytes: int | None = None
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction for one rank, in bytes and tokens; `fits` for one request of full length."""
+
+    model: str
+    place: str
+    budget_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    graph_bytes: int
+    library_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+    block_size: int
+    kv_blocks: int
+    kv_tokens: int
+    max_model_len: int
+    longest_that_fits: int
+    max_concurrency: float
+    fits: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers: bytes and tokens as integers."""
+        return asdict(self)
+
+    def parts(self) -> dict[str, int]:
+        """What the budget goes to, in bytes."""
+        return {
+            "weights": self.weight_bytes,
+            "working memory": self.activation_bytes,
+            "CUDA graphs": self.graph_bytes,
+            "libraries" if self.graph_bytes or self.activation_bytes else "in use": (
+                self.library_bytes
+            ),
+            "KV cache": self.kv_bytes,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} in {self.budget_bytes / GIB:.1f} GiB of {self.place}"]
+        for name, size in self.parts().items():
+            bar = "█" * max(1, round(30 * size / self.budget_bytes))
+            lines += [f"  {name:<15}{size / GIB:7.2f} GiB  {bar}"] if size else []
+        lines += [
+            f"  {self.kv_bytes_per_token:,} bytes of cache per token: {self.kv_tokens:,} tokens in "
+            f"{self.kv_blocks:,} blocks of {self.block_size}",
+            f"  {self.max_concurrency:.1f} requests of {self.max_model_len:,} tokens at once; "
+            f"the longest that fits has {self.longest_that_fits:,}",
+        ]
+        return "\n".join(lines)
+
+
+def activation_bytes(shape: Shape, choices: Choices) -> int:
+    """The most that a step needs beside the weights: the MLP's middle, or the sampler's scores.
+
+    The MLP holds gate and up together and their product for every token of the batch, in 16 bits;
+    the sampler holds the scores of every request, in 32 bits, three times (scores, sorted, sums).
+    """
+    ranks = choices.tensor_parallel_size
+    middle = choices.max_num_batched_tokens * (3 * shape.intermediate // ranks + 4 * shape.hidden)
+    scores = choices.max_num_seqs * shape.vocabulary
+    return max(2 * middle, 3 * 4 * scores)
+
+
+def plan(shape: Shape, place: Place, choices: Choices | None = None) -> Plan:
+    """Predict what an engine with these settings reports on that place, for each rank."""
+    choices = choices or Choices()
+    ranks = choices.tensor_parallel_size
+    weights = max(0, shape.weight_bytes(ranks) - int(choices.cpu_offload_gb * GIB))
+    graphs = 0 if choices.enforce_eager or not place.on_gpu else shape.layers * GRAPHS_PER_LAYER
+    libraries = LIBRARIES if place.on_gpu else place.taken
+    activation = activation_bytes(shape, choices) if place.on_gpu else 0
+    # A cache of a given size skips the check of the share, which then means nothing.
+    share = 1 if choices.kv_cache_memory_bytes else choices.gpu_memory_utilization
+    budget = ceil(place.total_bytes * share)
+    left = budget - weights - activation - graphs - libraries
+    kv_bytes = choices.kv_cache_memory_bytes or max(0, left)
+    per_token = shape.kv_bytes_per_token(ranks, choices.kv_bits)
+    block = choices.block_size or (GPU_BLOCK if place.on_gpu else CPU_BLOCK)
+    blocks = kv_bytes // (per_token * block)
+    tokens = blocks * block
+    length = choices.max_model_len or shape.longest
+    return Plan(
+        model=shape.name,
+        place=place.name,
+        budget_bytes=budget,
+        weight_bytes=weights,
+        activation_bytes=activation,
+        graph_bytes=graphs,
+        library_bytes=libraries,
+        kv_bytes=kv_bytes,
+        kv_bytes_per_token=per_token,
+        block_size=block,
+        kv_blocks=blocks,
+        kv_tokens=tokens,
+        max_model_len=length,
+        longest_that_fits=min(tokens, shape.longest),
+        max_concurrency=round(tokens / (ceil(length / block) * block), 2),
+        fits=tokens >= length and weights + kv_bytes <= place.total_bytes - place.taken,
+    )

@@ -1,0 +1,230 @@
+"""The planner: exact where the config decides, and held to what the real engine reports."""
+
+import json
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+import labkit
+from labkit import hardware, memory, shapes, weights
+from labkit.advice import recommend
+from labkit.errors import SettingsError, WeightsError
+from labkit.hardware import GIB, MIB
+from labkit.memory import Choices, Place, plan
+from labkit.shapes import Shape, published, published_config
+
+SEVEN = "Qwen2.5-7B-Instruct"
+
+
+def shape(name: str) -> Shape:
+    return Shape.of(published_config(name), name)
+
+
+def card(name: str) -> Place:
+    return Place.of_card(shapes.cards()[name])
+
+
+@pytest.mark.parametrize("name", weights.BUNDLED)
+def test_weights_predicted_are_those_in_the_shards(name):
+    checkpoint = labkit.find(name)
+    assert Shape.of(checkpoint.config, name).weight_bytes() == checkpoint.weight_bytes
+
+
+def test_seven_billion_is_as_its_card_says():
+    assert shape(SEVEN).weight_bytes() == 2 * 7_615_616_512
+    assert shape(SEVEN).kv_bytes_per_token() == 57_344
+    assert shape(SEVEN).kv_bytes_per_token(kv_bits=8) == 57_344 // 2
+    assert 5.5e9 < shape(f"{SEVEN}-AWQ").weight_bytes() < 5.7e9
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_the_weights_and_the_cache(ranks):
+    whole = shape(SEVEN)
+    each = whole.weight_bytes(ranks)
+    assert whole.weight_bytes() <= each * ranks < whole.weight_bytes() * 1.001
+    assert whole.kv_bytes_per_token(ranks) * ranks == whole.kv_bytes_per_token()
+
+
+def test_more_ranks_than_kv_heads_hold_copies():
+    assert shape(SEVEN).kv_bytes_per_token(8) == shape(SEVEN).kv_bytes_per_token(4)
+
+
+def test_a_plan_adds_up():
+    found = plan(shape(SEVEN), card("RTX 4090"))
+    parts = (found.weight_bytes, found.activation_bytes, found.graph_bytes, found.library_bytes)
+    assert found.budget_bytes == sum(parts) + found.kv_bytes
+    assert found.kv_tokens == found.kv_blocks * found.block_size
+    unused = found.kv_bytes - found.kv_tokens * found.kv_bytes_per_token
+    assert 0 <= unused < found.block_size * found.kv_bytes_per_token
+    assert found.longest_that_fits == min(found.kv_tokens, 32768) and found.fits
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"enforce_eager": True}, "graph_bytes"),
+        ({"kv_bits": 8}, "kv_bytes_per_token"),
+        ({"cpu_offload_gb": 4}, "weight_bytes"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 512}, "activation_bytes"),
+    ],
+)
+def test_each_way_out_makes_its_part_smaller_and_the_cache_larger(change, field):
+    before, after = (plan(shape(SEVEN), card("RTX 4090"), c) for c in (None, Choices(**change)))
+    assert getattr(after, field) < getattr(before, field)
+    assert after.kv_tokens > before.kv_tokens
+
+
+@pytest.mark.parametrize("name", published())
+def test_every_published_shape_has_a_plan_on_every_card(name):
+    for gpu in shapes.cards():
+        found = plan(shape(name), card(gpu)).as_json()
+        assert all(value >= 0 for value in found.values() if isinstance(value, int | float))
+        assert json.dumps(found)
+
+
+def test_another_name_is_refused_with_those_there_are():
+    with pytest.raises(WeightsError) as refused:
+        published_config("Qwen2.5-8B-Instruct")
+    assert SEVEN in str(refused.value)
+
+
+# ---- advice ---------------------------------------------------------------------------------
+
+
+def settings(recommendation) -> dict[str, str]:
+    return {advice.setting: advice.value for advice in recommendation.advice}
+
+
+def test_a_4090_holds_seven_billion_in_16_bits():
+    found = recommend(shape(SEVEN), card("RTX 4090"))
+    assert found.plan.fits and "model" not in settings(found)
+    assert settings(found)["dtype"] == "bfloat16"
+    assert found.plan.max_concurrency >= 1
+
+
+def test_a_t4_gets_awq_and_half():
+    found = recommend(shape(SEVEN), card("T4"))
+    assert settings(found)["dtype"] == "half"
+    assert settings(found)["model"] == f"{SEVEN}-AWQ"
+    assert found.plan.fits
+
+
+def test_an_h200_needs_no_compromise():
+    found = recommend(shape(SEVEN), card("H200"))
+    assert settings(found).keys() == {"dtype"}
+
+
+def test_a_v100_is_refused():
+    with pytest.raises(SettingsError, match="does not run on a V100"):
+        recommend(shape(SEVEN), card("V100"))
+
+
+def test_what_fits_nowhere_is_refused_with_its_size():
+    with pytest.raises(SettingsError, match="does not fit"):
+        recommend(shape("Qwen2.5-72B-Instruct"), Place("a small card", 4 * GIB, 0, (8, 9)))
+
+
+def test_a_large_model_is_spread_over_cards():
+    found = recommend(shape("Qwen2.5-72B-Instruct"), card("RTX 4090"))
+    assert int(settings(found)["tensor_parallel_size"]) >= 4
+
+
+def test_a_card_that_others_use_gets_a_smaller_share():
+    place = Place("RTX 4090", 24 * GIB, 10 * GIB, (8, 9))
+    found = recommend(shape("Qwen2.5-3B-Instruct"), place)
+    assert found.choices.gpu_memory_utilization < 0.6
+    assert "10.0 GiB" in next(a.reason for a in found.advice if a.setting.startswith("gpu_memory"))
+
+
+def test_every_recommendation_fits():
+    for name, gpu in product(published(), shapes.cards()):
+        try:
+            found = recommend(shape(name), card(gpu))
+        except SettingsError:
+            continue
+        assert found.plan.fits, (name, gpu)
+
+
+# ---- names and the command line -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spelt", "name"),
+    [
+        ("4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("A100-80GB", "A100-80"),
+        ("h200", "H200"),
+    ],
+)
+def test_a_card_is_found_however_it_is_spelt(spelt, name):
+    assert shapes.card(spelt).name == name
+
+
+def test_an_unknown_card_is_refused_with_those_there_are():
+    with pytest.raises(SettingsError) as refused:
+        shapes.card("RTX 9999")
+    assert "'RTX 4090'" in str(refused.value)
+
+
+def test_a_shape_is_found_by_name_and_in_a_folder():
+    assert shapes.find("Qwen/Qwen2.5-7B-Instruct") == shape(SEVEN)
+    assert shapes.find("tiny").vocabulary == 4096
+    with pytest.raises(WeightsError):
+        shapes.find("nowhere")
+
+
+def labkit_plan(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "labkit.cli", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_prints_a_plan():
+    done = labkit_plan(SEVEN, "--gpu", "RTX 4090")
+    assert done.returncode == 0
+    for part in ("weights", "KV cache", "57,344 bytes", "Recommended:", "dtype = bfloat16"):
+        assert part in done.stdout, part
+
+
+def test_the_command_prints_plain_numbers():
+    found = json.loads(labkit_plan(SEVEN, "--gpu", "T4", "--json").stdout)
+    assert found["kv_bytes_per_token"] == 57_344 and isinstance(found["kv_tokens"], int)
+    assert {"dtype", "model"} <= {advice["setting"] for advice in found["advice"]}
+
+
+def test_the_command_refuses_in_a_sentence():
+    done = labkit_plan(SEVEN, "--gpu", "V100")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "does not run on a V100" in done.stdout + done.stderr
+
+
+# ---- against the real engine ----------------------------------------------------------------
+
+
+@pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
+@pytest.mark.parametrize(
+    ("name", "cache", "block", "length"),
+    [
+        ("tiny", 8 * MIB, 32, 512),
+        ("tiny", 30 * MIB, 128, 1024),
+        ("tiny-awq", 16 * MIB, 128, 2048),
+    ],
+)
+def test_a_cache_of_a_given_size_holds_what_was_predicted(name, cache, block, length):
+    checkpoint = labkit.find(name)
+    choices = Choices(max_model_len=length, kv_cache_memory_bytes=cache, block_size=block)
+    found = plan(Shape.of(checkpoint.config, name), Place.here(), choices)
+    with labkit.Engine(
+        name, max_model_len=length, kv_cache_memory_bytes=cache, block_size=block
+    ) as engine:
+        assert engine.kv_cache_tokens == found.kv_tokens
+
+
+def test_here_is_this_machine():
+    here = Place.here()
+    assert here.total_bytes == hardware.look().ram_bytes or here.on_gpu
+    assert memory.UTILIZATION == 0.92
