@@ -1,11 +1,11 @@
 """Asks a checkpoint everything, through the real vLLM server: `python -m labkit.tiny.evaluate`."""
 
 import argparse
-import asyncio
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from labkit.tiny.meaning import Reply, as_json
 from labkit.weights import BUNDLED
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
 RESULT = Path(__file__).with_name("evaluation.json")
@@ -38,23 +37,18 @@ def _reply(completion: "ChatCompletion") -> Reply:
     return Reply(choice.message.content or "", calls, completion.usage.completion_tokens, stopped)
 
 
-async def _replies(client: "AsyncOpenAI", model: str, cases: Sequence[Case]) -> list[Reply]:
-    places = asyncio.Semaphore(AT_ONCE)
+def ask_all(server: labkit.Server, cases: Sequence[Case]) -> list[Reply]:
+    """Greedy replies of a server to all cases, many at once."""
+    # Threads, since a notebook has an event loop of its own, in which asyncio.run fails.
+    with server.client() as client, ThreadPoolExecutor(AT_ONCE) as pool:
 
-    async def ask(case: Case) -> Reply:
-        async with places:
-            return _reply(await client.chat.completions.create(
-                model=model, messages=case.messages, temperature=0, max_tokens=MOST_TOKENS,
+        def ask(case: Case) -> Reply:
+            return _reply(client.chat.completions.create(
+                model=server.model, messages=case.messages, temperature=0, max_tokens=MOST_TOKENS,
                 **case.options,
             ))  # fmt: skip
 
-    async with client:
-        return await asyncio.gather(*map(ask, cases))
-
-
-def ask_all(server: labkit.Server, cases: Sequence[Case]) -> list[Reply]:
-    """Greedy replies of a server to all cases, many at once."""
-    return asyncio.run(_replies(server.async_client(), server.model, cases))
+        return list(pool.map(ask, cases))
 
 
 def score(cases: Sequence[tuple[Case, float]], replies: Sequence[Reply]) -> dict[str, dict]:
