@@ -121,7 +121,7 @@ def _made_to_fit(
 
 
 def _length(shape: Shape, place: Place, choices: Choices) -> tuple[Choices, list[Advice]]:
-    """A context that USERS requests can have at once, and graphs only where there is room."""
+    """A context that USERS requests can have at once."""
     whole = plan(shape, place, choices)
     if whole.max_concurrency >= USERS:
         return replace(choices, max_model_len=shape.longest), []

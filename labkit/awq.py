@@ -49,6 +49,14 @@ class Quantized:
         return (self.integers - zeros) * self.scales.repeat_interleave(self.group, dim=1)
 
 
+def scheme(group: int) -> dict[str, object]:
+    """What config.json says of such weights."""
+    return {
+        "quant_method": "awq", "bits": BITS, "group_size": group, "zero_point": True,
+        "version": "gemm", "modules_to_not_convert": None,
+    }  # fmt: skip
+
+
 def quantize_weight(weight: "Tensor", group: int, shrink: "Tensor | float" = 1.0) -> Quantized:
     """Round each group of `group` weights in a row to 16 levels between its least and largest.
 
@@ -271,9 +279,7 @@ def _write(
     for name in KEPT_FILES:
         if (checkpoint.path / name).exists():
             shutil.copyfile(checkpoint.path / name, target / name)
-    scheme = {"quant_method": "awq", "bits": BITS, "group_size": group, "zero_point": True,
-              "version": "gemm", "modules_to_not_convert": None}  # fmt: skip
-    config = checkpoint.config | {"dtype": "float16", "quantization_config": scheme}
+    config = checkpoint.config | {"dtype": "float16", "quantization_config": scheme(group)}
     config.pop("torch_dtype", None)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -60,10 +60,10 @@ def tour(out: Out = Path("runs"), timeout: Timeout = 600) -> None:
 @app.command()
 def run(
     notebooks: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="NOTEBOOK...", help="A path, or 03, server or 03_server."),
     ] = None,
-    parameter: Annotated[Optional[list[str]], _pairs("A parameter of theirs")] = None,  # noqa: UP045
+    parameter: Annotated[list[str] | None, _pairs("A parameter of theirs")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Run the whole course.")] = False,
     out: Out = Path("runs"),
     timeout: Timeout = 600,
@@ -108,7 +108,7 @@ def weights(
 def plan(
     model: Annotated[str, typer.Argument(help="Qwen2.5-7B-Instruct, a folder, or a hub id.")],
     gpu: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help='A card such as "RTX 4090"; without it, this machine.'),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain numbers as JSON.")] = False,
@@ -132,8 +132,8 @@ def plan(
 @app.command()
 def serve(
     model: Model = "tiny",
-    port: Annotated[Optional[int], typer.Option(help="Default: a free one.")] = None,  # noqa: UP045
-    parameter: Annotated[Optional[list[str]], _pairs("A setting of the engine")] = None,  # noqa: UP045
+    port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
+    parameter: Annotated[list[str] | None, _pairs("A setting of the engine")] = None,
 ) -> None:
     """Serve a model on the OpenAI API until Ctrl-C."""
     from labkit import launcher

@@ -1,7 +1,8 @@
 """What will fit: weights, KV cache and the rest of a model on a machine, predicted.
 
-Every figure follows from the config; only what libraries and graphs take is measured, and says
-where. vLLM's own order is kept: what it may use, less weights, less working memory, is cache.
+Weights and cache follow from the config to the byte. Working memory, libraries and graphs are
+estimates that no GPU has confirmed yet; on a card they decide the last gigabyte or so.
+vLLM's own order is kept: what it may use, less weights, less working memory, is cache.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,10 +15,9 @@ from labkit.shapes import Card, Shape
 
 UTILIZATION = 0.92  # vLLM 0.32's default
 GPU_BLOCK, CPU_BLOCK = 16, 128  # tokens, vLLM's defaults
-# CUDA context, cuBLAS workspaces and allocator rounding, which vLLM's log calls non-torch memory
-# (0.4 to 0.7 GiB in its issue tracker); not measured on a GPU by this project.
+# CUDA context, cuBLAS workspaces and allocator rounding: a guess, not measured.
 LIBRARIES = 600 * MIB
-# CUDA graphs for the default batch sizes; vLLM's log gives 0.3 to 0.7 GiB for 7B.
+# CUDA graphs for the default batch sizes: a guess, not measured.
 GRAPHS_PER_LAYER = 20 * MIB
 
 
@@ -97,9 +97,7 @@ class Plan:
             "weights": self.weight_bytes,
             "working memory": self.activation_bytes,
             "CUDA graphs": self.graph_bytes,
-            "libraries" if self.graph_bytes or self.activation_bytes else "in use": (
-                self.library_bytes
-            ),
+            "others, libraries": self.library_bytes,
             "KV cache": self.kv_bytes,
         }
 
@@ -107,7 +105,7 @@ class Plan:
         lines = [f"{self.model} in {self.budget_bytes / GIB:.1f} GiB of {self.place}"]
         for name, size in self.parts().items():
             bar = "█" * max(1, round(30 * size / self.budget_bytes))
-            lines += [f"  {name:<15}{size / GIB:7.2f} GiB  {bar}"] if size else []
+            lines += [f"  {name:<18}{size / GIB:7.2f} GiB  {bar}"] if size else []
         lines += [
             f"  {self.kv_bytes_per_token:,} bytes of cache per token: {self.kv_tokens:,} tokens in "
             f"{self.kv_blocks:,} blocks of {self.block_size}",
@@ -120,8 +118,8 @@ class Plan:
 def activation_bytes(shape: Shape, choices: Choices) -> int:
     """The most that a step needs beside the weights: the MLP's middle, or the sampler's scores.
 
-    The MLP holds gate and up together and their product for every token of the batch, in 16 bits;
-    the sampler holds the scores of every request, in 32 bits, three times (scores, sorted, sums).
+    An estimate. The MLP holds gate and up together and their product for every token of the
+    batch, in 16 bits; the sampler holds the scores of every request, in 32 bits, three times.
     """
     ranks = choices.tensor_parallel_size
     middle = choices.max_num_batched_tokens * (3 * shape.intermediate // ranks + 4 * shape.hidden)

@@ -143,7 +143,7 @@ def _kind(annotation: ast.expr | None, default: ast.expr) -> Any:
     if annotation is not None:
         code = compile(ast.Expression(annotation), "<annotation>", "eval")
         try:
-            kind = eval(code, {"__builtins__": {}}, TYPE_NAMES)  # noqa: S307  only TYPE_NAMES
+            kind = eval(code, {"__builtins__": {}}, TYPE_NAMES)  # only these names
             TypeAdapter(kind)
             return kind
         except (NameError, TypeError, AttributeError, PydanticUserError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from labkit import weights
+from labkit.awq import scheme
 from labkit.errors import SettingsError, WeightsError
 from labkit.hardware import GIB
 
@@ -129,9 +130,7 @@ def published_config(name: str) -> dict[str, Any]:
         )
     config = models["common"] | models[size]
     if name.endswith("-AWQ"):
-        scheme = {"quant_method": "awq", "bits": 4, "group_size": AWQ_GROUP, "zero_point": True,
-                  "version": "gemm", "modules_to_not_convert": None}  # fmt: skip
-        config = config | {"dtype": "float16", "quantization_config": scheme}
+        config = config | {"dtype": "float16", "quantization_config": scheme(AWQ_GROUP)}
     return config
 
 

@@ -227,4 +227,9 @@ def test_a_cache_of_a_given_size_holds_what_was_predicted(name, cache, block, le
 def test_here_is_this_machine():
     here = Place.here()
     assert here.total_bytes == hardware.look().ram_bytes or here.on_gpu
-    assert memory.UTILIZATION == 0.92
+
+
+def test_the_default_share_is_vllms():
+    from vllm.config import CacheConfig
+
+    assert CacheConfig().gpu_memory_utilization == memory.UTILIZATION

@@ -1,6 +1,8 @@
 """Evaluation cases: each a conversation and a test of what the reply means.
 
-Wordings, names and values are held out from training, but for the conversation around them.
+Questions and made-up names are held out from training. Numbers, dates and the clauses of the JSON
+sentences are drawn anew, from the same ranges and patterns; the turns before the question carry
+held-out names, and the model's known answers.
 """
 
 import random

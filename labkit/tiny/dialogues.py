@@ -1,13 +1,12 @@
 """The dialogue generator: the dialogue of a given seed and number is always the same."""
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count as count_up
 from typing import Any
 
-from labkit.tiny import episodes, extract, odd, toolbox
+from labkit.tiny import episodes, extract, guide, odd, toolbox
 from labkit.tiny.facts import LANGUAGES, names
 from labkit.tiny.guide import Turn
 from labkit.tiny.toolbox import Tool, ToolTurn
@@ -19,12 +18,10 @@ MIX = {
     "count": 3, "repeat": 6, "story": 2, "extract": 11, "noise": 3, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
-    name: getattr(module, name)
-    for module, known in (
-        (odd, ("noise", "long_text")), (extract, ("extract",)),
-        (episodes, [name for name in MIX if hasattr(episodes, name)]),
-    )
-    for name in known
+    "lab": episodes.lab, "quantity": episodes.quantity, "city_guide": guide.city_guide,
+    "memory": episodes.memory, "missing": episodes.missing, "unknown": episodes.unknown,
+    "count": episodes.count, "repeat": episodes.repeat, "story": episodes.story,
+    "extract": extract.extract, "noise": odd.noise, "long_text": odd.long_text,
 }  # fmt: skip
 WITH_TOOLS = 0.27  # of all dialogues
 USING_TOOLS = 0.75  # of the episodes of those
@@ -129,7 +126,7 @@ def as_messages(system: str | None, turns: Iterable[Turn | ToolTurn]) -> tuple:
 
 def written_call(call: dict[str, Any]) -> str:
     """A tool call as the model writes it."""
-    arguments = json.dumps(call["arguments"], ensure_ascii=False)
+    arguments = toolbox.as_text(call["arguments"])
     return f'<tool_call>\n{{"name": "{call["name"]}", "arguments": {arguments}}}\n</tool_call>'
 
 

@@ -47,7 +47,8 @@ class Voice:
         """A pattern with its choices made: one of those that this side of the split may use.
 
         One in ten of all wordings is held out from training, and so are whole patterns, listed
-        under their own key. The evaluation draws from both kinds alike.
+        under their own key. The evaluation draws from both kinds alike; only where a section has
+        neither does it fall back on a trained wording. Training never does the reverse.
         """
         apart = section.get(UNSEEN.get(key, ""), ())
         if self.unseen and apart and self.rng.random() < 0.5:
@@ -56,7 +57,8 @@ class Voice:
             wording = spin(self.rng.choice(section[key]), self.rng)
             if is_held_out(wording) is self.unseen:
                 return wording
-        return spin(self.rng.choice(apart or section[key]), self.rng)
+        others = apart if self.unseen and apart else section[key]
+        return spin(self.rng.choice(others), self.rng)
 
     def ask(self, section: dict, key: str = "train", **slots: object) -> str:
         """A question of that section with its slots filled."""

@@ -87,7 +87,7 @@ def test_odd_messages_get_a_reply_that_ends(server, content):
 def test_a_thousand_lines_get_a_reply_that_ends(server):
     text = "\n".join("ok" for _ in range(1000))
     longest = server.settings.max_model_len
-    tokens = len(_tokens(server, text))
+    tokens = len(_tokens(text))
     assert tokens > 900
     choice = ask(server, text if tokens < longest - 200 else text[: len(text) // 2])
     assert choice.finish_reason == "stop" and choice.message.content.strip()
@@ -96,7 +96,7 @@ def test_a_thousand_lines_get_a_reply_that_ends(server):
 @pytest.mark.parametrize("room", [100, 300, 900])
 def test_prompts_up_to_the_limit_get_a_reply_that_ends(server, room):
     words = "The server writes a line to its log. " * 400
-    ids = _tokens(server, words)[: server.settings.max_model_len - room]
+    ids = _tokens(words)[: server.settings.max_model_len - room]
     choice = ask(server, _text(ids), max_tokens=room - 60)
     assert choice.finish_reason == "stop" and choice.message.content.strip()
 
@@ -107,7 +107,7 @@ def _tokenizer():
     return Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
 
 
-def _tokens(server, text: str) -> list[int]:
+def _tokens(text: str) -> list[int]:
     return _tokenizer().encode(text).ids
 
 
