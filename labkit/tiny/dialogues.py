@@ -14,8 +14,8 @@ from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 29, "quantity": 4, "city_guide": 13, "memory": 21, "missing": 2, "unknown": 5,
-    "count": 3, "repeat": 6, "story": 2, "extract": 11, "noise": 3, "long_text": 1,
+    "lab": 28, "quantity": 4, "city_guide": 12, "memory": 20, "missing": 2, "unknown": 5,
+    "count": 4, "repeat": 6, "story": 2, "extract": 14, "noise": 2, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
     "lab": episodes.lab, "quantity": episodes.quantity, "city_guide": guide.city_guide,
@@ -71,7 +71,7 @@ def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tup
         if rng.random() > USING_TOOLS:
             skill = rng.choices(list(MIX), weights=MIX.values())[0]
             turns += SKILLS[skill](voice)[:3]
-        elif known and rng.random() < 0.55:
+        elif known and rng.random() < 0.5:
             skill = "tool"
             turns.append(toolbox.lab_turn(voice, rng.choice(known).name))
         else:

@@ -12,7 +12,7 @@ from labkit.tiny import episodes, guide
 from labkit.tiny.cases import all_cases
 from labkit.tiny.dialogues import MIX, MOST_TURNS, dialogue, held_out, stream
 from labkit.tiny.episodes import SMALL_TALK, as_bullets, forms
-from labkit.tiny.extract import extraction_case
+from labkit.tiny.extract import are_fields_apart, extraction_case
 from labkit.tiny.facts import (
     LANGUAGES,
     cities,
@@ -23,7 +23,7 @@ from labkit.tiny.facts import (
     tool_data,
     topics,
 )
-from labkit.tiny.meaning import Reply, bullets, says_fee
+from labkit.tiny.meaning import Reply, as_json, bullets, says_fee
 from labkit.tiny.voice import CHOICE, UNSEEN, Voice, is_held_out
 
 SAMPLE = 4000
@@ -217,6 +217,41 @@ def test_held_out_names_never_in_training(sample):
         assert name not in text
     for system in names("system")["unseen"]:
         assert system not in said(sample, "system")
+
+
+def calls(monkeypatch, module, name):
+    """What a function of the generator is called with from now on."""
+    seen, real = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: seen.append(args) or real(*args))
+    return seen
+
+
+def test_held_out_combinations_never_in_training(monkeypatch):
+    formed = calls(monkeypatch, episodes, "in_form")
+    compared = calls(monkeypatch, guide, "_also")
+    told = calls(monkeypatch, episodes, "tell")
+    talks = []
+    for number in range(SAMPLE):
+        start = len(told)
+        talks.append(dialogue(1, number))
+        # At most one episode of a dialogue tells something.
+        assert not episodes.are_kinds_apart({kind for _, kind, _ in told[start:]})
+    assert len(formed) > 200 and len(compared) > 200 and len(told) > 500
+    assert not [args for args in formed if episodes.is_form_apart(*args[1:])]
+    assert not [city for _, city, *_ in compared if guide.is_also_apart(city)]
+    objects = map(as_json, said([talk for talk in talks if "extract" in talk.skills], "assistant"))
+    asked = [found for found in objects if isinstance(found, dict)]
+    assert len(asked) > 200
+    assert not [found for found in asked if are_fields_apart(found)]
+
+
+def test_the_evaluation_asks_for_held_out_combinations(monkeypatch):
+    formed = calls(monkeypatch, episodes, "in_form")
+    list(all_cases(40))
+    assert sum(episodes.is_form_apart(topic, form) for _, topic, form in formed) >= 5
+    for language in LANGUAGES:
+        voice = Voice(random.Random(0), language, unseen=True)
+        assert all(are_fields_apart(extraction_case(voice).wanted) for _ in range(50))
 
 
 @pytest.mark.parametrize("unseen", [False, True])
