@@ -66,8 +66,7 @@ def draw(snapshots: Sequence[Snapshot], moments: int = 6, columns: int = 8) -> "
     from matplotlib.figure import Figure
 
     chosen = _spread([s for s in snapshots if s.tables], moments)
-    requests = sorted({request for s in chosen for request in s.tables})
-    shown = max(block for s in chosen for table in s.tables.values() for block in table)
+    requests, shown = _requests(chosen), _highest(chosen)
     figure = Figure(figsize=(1.55 * len(chosen), 0.5 + 0.19 * ceil(shown / columns)))
     for axes, snapshot in zip(
         figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True
@@ -82,6 +81,53 @@ def draw(snapshots: Sequence[Snapshot], moments: int = 6, columns: int = 8) -> "
     )
     figure.subplots_adjust(left=0.01, right=0.99, top=0.86, bottom=0.16, wspace=0.12)
     return figure
+
+
+def frame(
+    snapshots: Sequence[Snapshot], place: int, max_model_len: int, columns: int = 16
+) -> "Figure":
+    """One moment: the pool of blocks, and the blocks taken up to then in two ways of keeping."""
+    from matplotlib.figure import Figure
+
+    snapshot, requests = snapshots[place], _requests(snapshots)
+    shown = _highest(snapshots)
+    figure = Figure(figsize=(9, max(2.4, 0.7 + 0.22 * ceil(shown / columns))))
+    pool, curve = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_pool(pool, snapshot, requests, shown, columns)
+    waste = f"{snapshot.wasted_tokens:,} of {snapshot.used_blocks * snapshot.block_size:,} places"
+    pool.set_title(f"step {snapshot.step}: {waste} empty", fontsize=9)
+    steps = [s.step for s in snapshots]
+    reserved = [s.contiguous_blocks(max_model_len) for s in snapshots]
+    curve.plot(steps, reserved, color="#cc3311", linestyle="--", label="reserved in one piece")
+    curve.plot(steps, [s.used_blocks for s in snapshots], label="in blocks")
+    curve.axvline(snapshot.step, color="#777777", linewidth=1)
+    curve.set(xlabel="engine step", ylim=(0, None))
+    curve.set_title("blocks taken", fontsize=9)
+    curve.legend(frameon=False, fontsize=8)
+    figure.legend(handles=_legend(requests), loc="lower left", ncols=6, frameon=False, fontsize=8)
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.88, bottom=0.28, wspace=0.12)
+    return figure
+
+
+def in_words(snapshots: Sequence[Snapshot], max_model_len: int) -> str:
+    """The trace in three lines: the most blocks taken, what one piece would take, the waste."""
+    fullest = max(snapshots, key=lambda s: s.used_blocks)
+    reserved = max(s.contiguous_blocks(max_model_len) for s in snapshots)
+    return (
+        f"{len(snapshots)} steps, {len(_requests(snapshots))} requests\n"
+        f"in blocks: at most {fullest.used_blocks} of {fullest.total_blocks} blocks taken, "
+        f"{fullest.wasted_tokens} places of them empty\n"
+        f"in one piece of {max_model_len:,} tokens each: {reserved} blocks"
+    )
+
+
+def _requests(snapshots: Sequence[Snapshot]) -> list[str]:
+    return sorted({request for s in snapshots for request in s.tables})
+
+
+def _highest(snapshots: Sequence[Snapshot]) -> int:
+    """The highest number of a block that is taken at any moment."""
+    return max(block for s in snapshots for table in s.tables.values() for block in table)
 
 
 def _scheduler(llm: "LLM") -> Any:

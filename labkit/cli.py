@@ -3,15 +3,18 @@
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import labkit
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from labkit.records import RunReport
 
 app = typer.Typer(
     help="Serve a large language model yourself: the notebooks of the vLLM lab kit, and its tools.",
@@ -78,6 +81,31 @@ def run(
 
 
 @app.command()
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="A path, or 03, server or 03_server.")],
+    grid: Annotated[
+        list[str], typer.Option(metavar="NAME=A,B,...", help="Values to try; repeat for more.")
+    ],
+    parameter: Annotated[list[str] | None, _pairs("A parameter for all runs")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; the same command in it goes on where it stopped.")
+    ] = None,
+    timeout: Timeout = 600,
+) -> None:
+    """Run a notebook for every combination: labkit sweep 04 --grid MAX_MODEL_LEN=512,1024"""
+    from labkit.parameters import Text
+
+    fixed = {name: Text(value) for name, value in _values(parameter).items()}
+
+    def run() -> "RunReport":
+        from labkit import sweeps
+
+        return sweeps.run(notebook, sweeps.parse(grid), fixed, out=out, timeout=timeout)
+
+    _conclude(run)
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -130,6 +158,18 @@ def plan(
 
 
 @app.command()
+def twin(
+    model: Annotated[str, typer.Argument(help="A published shape, such as Qwen2.5-7B-Instruct.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: twins/MODEL.")] = None,
+) -> None:
+    """Make a checkpoint of a published shape without weights, to measure before downloading."""
+    from labkit import logs, twin
+
+    folder = twin.make(model, out)
+    print(f"{logs.shorten(folder)}\nGive this folder as MODEL: vLLM fills it with random numbers.")
+
+
+@app.command()
 def serve(
     model: Model = "tiny",
     port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
@@ -155,13 +195,24 @@ def serve(
 
 def _run(notebooks: list[str], parameters: dict[str, Any], out: Path, timeout: float) -> None:
     """Run notebooks and exit by what became of them."""
+
+    def run() -> "RunReport":
+        from labkit import runs
+
+        return runs.run(notebooks, parameters, out=out, timeout=timeout)
+
+    _conclude(run)
+
+
+def _conclude(run: "Callable[[], RunReport]") -> None:
+    """Do a run, say what it came to, and exit by that."""
     # Building its grammar takes jsonschema a second, for a format that no notebook's schema has.
     sys.modules["rfc3987_syntax"] = None
     from labkit import progress, runs
 
     _end_on_sigterm()
     try:
-        report = runs.run(notebooks, parameters, out=out, timeout=timeout)
+        report = run()
     except runs.Interrupted as interruption:
         report = interruption.report
     print(progress.summary(report))

@@ -4,9 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from labkit.hardware import GIB
+
 if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from labkit.memory import Plan
 
 PASTELS = ("#cfe8ff", "#ffe3b8", "#d5f0d0", "#f6d0dd", "#e3d9f7")
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
@@ -133,6 +138,28 @@ def fits(
     axis.set_xlabel("weights in GiB")
     axis.invert_yaxis()
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+
+
+def budget(plan: "Plan", total_bytes: int) -> "Figure":
+    """What a plan does with a device's memory, as one stacked bar under its limit, in GiB."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    axis, left = figure.subplots(), 0.0
+    for colour, (part, size) in zip(LIGHT, plan.parts().items(), strict=False):
+        if size:
+            axis.barh(0, size / GIB, left=left, color=colour, label=f"{part} {size / GIB:.1f}")
+            left += size / GIB
+    whole, share = total_bytes / GIB, plan.budget_bytes / GIB
+    axis.axvline(whole, color="#333333", linewidth=2)
+    axis.axvline(share, color="#cc3311", linestyle="--", label=f"vLLM may use {share:.1f}")
+    axis.set(xlim=(0, 1.04 * max(whole, left)), yticks=[], xlabel=f"GiB of {plan.place}")
+    verdict = f"{plan.kv_tokens:,} tokens of cache: {plan.max_concurrency:.1f} requests of "
+    verdict += f"{plan.max_model_len:,} tokens at once"
+    axis.set_title(verdict if plan.fits else f"does not fit: {verdict}",
+                   color="#1a1a1a" if plan.fits else "#cc3311", fontsize=10)  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
 
 
 def _html(markup: str) -> "HTML":

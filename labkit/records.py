@@ -61,6 +61,15 @@ class NotebookRun:
     page: str | None = None
     log: str | None = None
 
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "NotebookRun":
+        """A record as status.json holds it."""
+        known = {name: value for name, value in facts.items() if name != "passed"}
+        known["source"] = Path(known["source"])
+        known["error"] = Failure(**known["error"]) if known["error"] else None
+        known["leftover"] = [Leftover(**each) for each in known["leftover"]]
+        return cls(**known)
+
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
@@ -121,6 +130,15 @@ class RunReport:
         }
         text = json.dumps(facts, indent=1, default=str, ensure_ascii=False)
         replace(self.folder / STATUS_FILE, text + "\n")
+
+
+def saved(folder: Path) -> list[NotebookRun]:
+    """The records in a folder's status.json, none where there is none to read."""
+    try:
+        facts = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+        return [NotebookRun.of(each) for each in facts["notebooks"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 @cache

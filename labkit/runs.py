@@ -14,7 +14,7 @@ from labkit.errors import RunError
 from labkit.execution import Limits, execute
 from labkit.records import NotebookRun, RunReport
 
-__all__ = ["Interrupted", "course", "find", "run"]
+__all__ = ["Interrupted", "conduct", "course", "find", "limits_of", "run"]
 
 Display = Callable[[RunReport], AbstractContextManager[Callable[[NotebookRun], object]]]
 
@@ -42,15 +42,29 @@ def run(
     then points at. Raises RunError before anything starts when it cannot be run as asked, and
     Interrupted, a KeyboardInterrupt, once all its processes are gone.
     """
-    if not (0 < timeout < math.inf and total_timeout > 0):
-        raise RunError("A timeout is a number of seconds above 0.", next="Try --timeout 600.")
+    limits = limits_of(timeout, total_timeout)
     records = _plan([find(name) for name in notebooks] or course(), parameters or {})
     result = RunReport(_new_folder(Path(out).expanduser().resolve()), records)
+    return conduct(result, limits, display)
+
+
+def limits_of(cell: float, notebook: float = math.inf) -> Limits:
+    """The limits in seconds; raises RunError for what is no number of seconds."""
+    if not (0 < cell < math.inf and notebook > 0):
+        raise RunError("A timeout is a number of seconds above 0.", next="Try --timeout 600.")
+    return Limits(math.ceil(cell), notebook)
+
+
+def conduct(result: RunReport, limits: Limits, display: Display = progress.show) -> RunReport:
+    """Execute what of a report is not over yet, and keep its files up to date.
+
+    Raises Interrupted.
+    """
     report.write(result)
-    limits, started = Limits(math.ceil(timeout), total_timeout), time.monotonic()
+    started, before = time.monotonic(), result.seconds
     try:
         with display(result) as over:
-            for record in records:
+            for record in [record for record in result.notebooks if not record.over]:
                 record.status = "running"
                 report.write(result)
                 execute(record, result.folder, limits, moved=lambda: report.write(result))
@@ -58,7 +72,8 @@ def run(
     except KeyboardInterrupt:
         raise Interrupted(result) from None
     finally:
-        result.finished, result.seconds = True, round(time.monotonic() - started, 1)
+        result.finished = True
+        result.seconds = round(before + time.monotonic() - started, 1)
         report.write(result)
     return result
 

@@ -36,6 +36,7 @@ class EngineSettings(BaseModel):
     enforce_eager: bool = False
     tensor_parallel_size: int = Field(1, ge=1)
     quantization: str | None = None
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
     cpu_offload_gb: float = Field(0, ge=0)
     kv_cache_dtype: str | None = None
     block_size: int | None = Field(None, ge=1)
@@ -77,6 +78,8 @@ class EngineSettings(BaseModel):
         checkpoint = weights.find(model)
         machine = machine or hardware.look()
         chosen = {"model": str(checkpoint.path), "served_model_name": checkpoint.name}
+        if checkpoint.is_twin:
+            chosen["load_format"] = "dummy"
         chosen |= _for_gpu(machine) if machine.accelerator == "gpu" else _for_cpu(checkpoint)
         if "gpu_memory_utilization" in overrides:
             # An explicit cache size would silently win over the fraction asked for.

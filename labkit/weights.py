@@ -17,6 +17,8 @@ BUNDLED = {"tiny": MODEL_DIR} | {
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# Marks a checkpoint that has a shape and a tokenizer, but no weights (labkit.twin).
+TWIN = "twin.json"
 # What a checkpoint needs from a hub; many repositories also hold the weights in other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -30,6 +32,7 @@ class Checkpoint:
     path: Path
     config: dict
     shards: tuple[Path, ...]
+    is_twin: bool = False
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -77,8 +80,12 @@ class Checkpoint:
         return {
             "name": self.name,
             "architecture": ", ".join(c.get("architectures") or [c.get("model_type", "unknown")]),
-            "parameters": f"{self.parameters:,}",
-            "weights": f"{self.weight_bytes / 1e6:,.1f} MB in {len(self.shards)} shard(s)",
+            "parameters": "none: a twin has the shape alone"
+            if self.is_twin
+            else f"{self.parameters:,}",
+            "weights": "random numbers, made at the start"
+            if self.is_twin
+            else f"{self.weight_bytes / 1e6:,.1f} MB in {len(self.shards)} shard(s)",
             "attention heads": f"{heads} for queries, {self.kv_heads} for keys/values",
             "KV cache": f"{self.kv_bytes_per_token:,} bytes per token",
             "longest sequence": f"{self.max_length:,} tokens",
@@ -123,6 +130,8 @@ def check(path: Path, name: str) -> Checkpoint:
         )
     config = _read_config(path)
     _check_tokenizer(path)
+    if (path / TWIN).is_file():
+        return Checkpoint(name=name, path=path, config=config, shards=(), is_twin=True)
     shards = _find_shards(path)
     for shard in shards:
         read_header(shard)

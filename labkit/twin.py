@@ -1,0 +1,48 @@
+"""Shape twins: checkpoints of a published model's exact shape, without its weights.
+
+vLLM fills such a model with random numbers at start (`load_format="dummy"`), so that memory and
+speed are those of the real one before anybody downloads it. What it writes is noise.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from labkit.errors import WeightsError
+from labkit.shapes import published_config
+from labkit.tiny import MODEL_DIR
+from labkit.weights import TWIN
+
+# The lab model's tokenizer: its numbers all lie within the vocabulary of every Qwen2.5.
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+             "chat_template.jinja")  # fmt: skip
+
+
+def make(model: str, folder: str | Path | None = None) -> Path:
+    """Write the twin of a published Qwen2.5 into a folder, by default twins/NAME; returns it.
+
+    `model` is a name as `shapes.published` lists them, plain or AWQ. Making it again changes
+    nothing. Raises WeightsError for an unknown name, and for a folder that holds something else.
+    """
+    name = model.removeprefix("Qwen/")
+    config = published_config(name)
+    target = Path(folder).expanduser() if folder else Path("twins") / name
+    if target.exists() and not (target / TWIN).exists() and any(target.iterdir()):
+        raise WeightsError(
+            f"{target} is not empty and holds no twin.",
+            "A twin would mix with what is there.",
+            "Name another folder with --out.",
+        )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in TOKENIZER:
+            shutil.copyfile(MODEL_DIR / file, target / file)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (target / TWIN).write_text(json.dumps({"shape_of": name}) + "\n")
+    except OSError as error:
+        raise WeightsError(
+            f"The twin cannot be written to {target}.",
+            error.strerror or str(error),
+            "Name another folder with --out.",
+        ) from error
+    return target.resolve()

@@ -1,0 +1,62 @@
+"""What a notebook measured, kept in its outputs where a program finds it again.
+
+`record(tokens_per_second=123.4)` shows the values to the reader and stores them in the executed
+notebook under a mime type of our own; `read` collects them from there.
+"""
+
+import numbers
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import RunError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+MIME = "application/vnd.labkit.values+json"
+
+
+def record(**values: Any) -> None:
+    """Keep numbers, texts, truth values or None under the names given, and show them.
+
+    Recording a name again replaces its value. Raises RunError for a value of another kind.
+    """
+    from IPython.display import display
+
+    plain = {name: _plain(name, value) for name, value in values.items()}
+    text = "\n".join(f"{name} = {_shown(value)}" for name, value in plain.items())
+    display({MIME: plain, "text/plain": text}, raw=True)
+
+
+def read(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
+    """All values that an executed notebook recorded, a later one in place of an earlier one."""
+    if isinstance(notebook, str | Path):
+        import nbformat
+
+        notebook = nbformat.read(notebook, as_version=4)
+    found: dict[str, Any] = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            found |= output.get("data", {}).get(MIME, {})
+    return found
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as JSON has it; NumPy's and PyTorch's scalars become Python's."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, numbers.Real) and value == value and abs(value) != float("inf"):
+        return float(value)
+    raise RunError(
+        f"{name} cannot be recorded.",
+        f"It is {value!r}, and a record holds finite numbers, texts, true, false and None.",
+        "Record its parts one by one, each under a name of its own.",
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,62 @@
+"""Twins: the exact published shape, a tokenizer, no weights, and vLLM runs them."""
+
+import json
+
+import pytest
+
+import labkit
+from labkit import shapes, twin
+from labkit.errors import WeightsError
+from labkit.shapes import Shape
+
+SMALL = "Qwen2.5-0.5B-Instruct"
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct-AWQ", SMALL])
+def test_a_twin_has_the_published_shape(tmp_path, name):
+    folder = twin.make(name, tmp_path / "twin")
+    assert json.loads((folder / "config.json").read_text()) == shapes.published_config(name)
+    found = labkit.find(folder)
+    assert found.is_twin and Shape.of(found.config, name) == shapes.find(name)
+    assert "shape alone" in str(found)
+
+
+def test_settings_of_a_twin_ask_for_dummy_weights(tmp_path):
+    folder = twin.make(SMALL, tmp_path / "twin")
+    assert labkit.EngineSettings.for_machine(str(folder)).load_format == "dummy"
+    assert "load_format='dummy'" in labkit.EngineSettings.for_machine(str(folder)).llm_call()
+    assert labkit.EngineSettings.for_machine("tiny").load_format == "auto"
+
+
+def test_making_it_again_changes_nothing(tmp_path):
+    first = twin.make(SMALL, tmp_path / "twin")
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    assert {path.name: path.read_bytes() for path in twin.make(SMALL, first).iterdir()} == before
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(WeightsError, match="not empty"):
+        twin.make(SMALL, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_unknown_shape_is_a_sentence(tmp_path):
+    with pytest.raises(WeightsError, match="no published shape"):
+        twin.make("Llama-3-8B", tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", [SMALL, f"{SMALL}-AWQ"])
+def test_vllm_runs_a_twin(tmp_path, name):
+    from vllm import SamplingParams
+
+    folder = twin.make(name, tmp_path / name)
+    shape = shapes.find(name)
+    cache = 3 * 128 * shape.kv_bytes_per_token()
+    with labkit.Engine(str(folder), max_model_len=256, kv_cache_memory_bytes=cache) as engine:
+        assert engine.kv_cache_tokens == 3 * 128
+        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+        [made] = engine.llm.generate(["What is AWQ?"], params, use_tqdm=False)
+        assert len(made.outputs[0].token_ids) == 4
