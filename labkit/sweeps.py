@@ -8,7 +8,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from labkit import parameters as notebook_parameters
 from labkit import progress, records, report, runs, values
 from labkit.course import find, read
-from labkit.errors import RunError, SettingsError
+from labkit.engine import Engine
+from labkit.errors import EngineError, RunError, SettingsError
 from labkit.parameters import Text
 from labkit.records import NotebookRun, RunReport
 from labkit.settings import EngineSettings
@@ -114,6 +118,41 @@ def run(
         return conduct(result) if conduct else runs.conduct(result, limits, display)
     finally:
         tabulate(result, list(grid))
+
+
+def in_kernel(
+    model: str,
+    grid: Mapping[str, Sequence[object]],
+    measure: Callable[[Engine], Mapping[str, object]],
+) -> "pd.DataFrame":
+    """Start an engine in this kernel for each combination of its settings, and measure each.
+
+    One row a combination: the settings, seconds to start, and what `measure` returned; where an
+    engine did not start, `error` says why. Much faster than a run of a notebook for each, since
+    vLLM is imported once. Raises SettingsError for settings that vLLM does not have, before
+    anything starts.
+    """
+    import pandas as pd
+
+    combinations = list(_combinations(grid))
+    engines = [Engine(model, **settings) for settings in combinations]
+    rows = []
+    for settings, engine in zip(combinations, engines, strict=True):
+        rows.append(dict(settings) | _measured(engine, measure))
+    return pd.DataFrame(rows)
+
+
+def _measured(
+    engine: Engine, measure: Callable[[Engine], Mapping[str, object]]
+) -> dict[str, object]:
+    """A row of one engine, without the lines that it prints."""
+    begun = time.monotonic()
+    try:
+        with redirect_stdout(StringIO()), engine:
+            seconds = round(time.monotonic() - begun, 2)
+            return {"start_seconds": seconds, **measure(engine), "error": None}
+    except EngineError as error:
+        return {"error": error.why or error.what}
 
 
 def table(result: RunReport) -> "pd.DataFrame":

@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from labkit import records, runs, sweeps
-from labkit.errors import RunError
+from labkit.errors import RunError, SettingsError
 
 PARAMETERS = 'MAX_MODEL_LEN = 512\nENFORCE_EAGER = True\nMODEL = "tiny"\nFAIL_AT: int | None = None'
 BODY = """
@@ -148,3 +148,18 @@ def test_another_sweep_in_the_folder_is_left_alone(notebook, tmp_path):
     sweeps._folder(out, sweeps.plan(notebook, GRID, {}))
     with pytest.raises(RunError, match="holds another sweep"):
         sweeps.run(notebook, {"MAX_MODEL_LEN": [1]}, out=out)
+
+
+@pytest.mark.timeout(240)
+def test_settings_are_swept_in_one_kernel():
+    grid = {"max_model_len": [256, 512], "kv_cache_memory_bytes": [4 << 20, 1 << 16]}
+    frame = sweeps.in_kernel("tiny", grid, lambda engine: {"tokens": engine.kv_cache_tokens})
+    assert list(frame.max_model_len) == [256, 256, 512, 512]
+    small, large = frame[frame.kv_cache_memory_bytes == 1 << 16], frame[frame.error.isna()]
+    assert (large.tokens > 512).all() and (large.start_seconds > 0).all()
+    assert len(small) == 2 and small.error.notna().all() and small.tokens.isna().all()
+
+
+def test_unknown_settings_are_refused_before_any_engine_starts():
+    with pytest.raises(SettingsError, match="enforce_eagre"):
+        sweeps.in_kernel("tiny", {"enforce_eagre": [True]}, lambda engine: pytest.fail("started"))

@@ -192,7 +192,7 @@ class Trainer:
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=90, help="on two undisturbed cores")
+    parser.add_argument("--minutes", type=float, default=78, help="on two undisturbed cores")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_DIR)
     options = parser.parse_args()
