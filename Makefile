@@ -28,6 +28,9 @@ test: setup ## run all tests
 lint: setup ## check the style of the code
 	$(IN_VENV)ruff check .
 
+store: setup ## run the notebooks and store their new outputs
+	$(IN_VENV)python tools/store_outputs.py
+
 model: setup ## train the bundled model again, or go on where it was interrupted
 	$(IN_VENV)python -m labkit.tiny.train
 	$(IN_VENV)python -m labkit.tiny.variants
@@ -45,4 +48,4 @@ clean: ## remove .venv, runs and caches; notebooks and wheelhouse/ stay
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
 	find labkit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup tour lab test lint model model-eval lock wheelhouse clean
+.PHONY: help setup tour lab test lint store model model-eval lock wheelhouse clean

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -112,6 +113,26 @@ def installed_build() -> str | None:
             continue
         return build
     return None
+
+
+def node_bytes() -> int:
+    """Memory of the NUMA node that this process runs on, container limits aside.
+
+    What vLLM takes `gpu_memory_utilization` as a share of on a CPU (0.32, v1/worker/cpu_worker.py).
+    It can change while the machine runs, where a hypervisor lends memory out.
+    """
+    first = min(os.sched_getaffinity(0))
+    for node in sorted(Path("/sys/devices/system/node").glob("node[0-9]*")):
+        total = re.search(r"MemTotal:\s+(\d+) kB", _read(node / "meminfo") or "")
+        if total and first in _numbers(_read(node / "cpulist") or ""):
+            return int(total[1]) * 1024
+    return psutil.virtual_memory().total
+
+
+def _numbers(ranges: str) -> set[int]:
+    """The numbers in a list such as "0-3,8"."""
+    pairs = (part.partition("-") for part in ranges.split(",") if part)
+    return {n for low, _, high in pairs for n in range(int(low), int(high or low) + 1)}
 
 
 def _usable_cpus() -> int:

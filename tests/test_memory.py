@@ -224,6 +224,26 @@ def test_a_cache_of_a_given_size_holds_what_was_predicted(name, cache, block, le
         assert engine.kv_cache_tokens == found.kv_tokens
 
 
+@pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "length"),
+    [("tiny", 1.5, 512), ("tiny-awq", 2.0, 1024), ("tiny", 2.5, 2048)],
+)
+def test_a_share_of_the_memory_holds_what_was_predicted_within_a_twentieth(name, gigabytes, length):
+    share = gigabytes * 1e9 / hardware.node_bytes()
+    choices = Choices(max_model_len=length, gpu_memory_utilization=share)
+    found = plan(Shape.of(labkit.find(name).config, name), Place.here(), choices)
+    with labkit.Engine(name, max_model_len=length, gpu_memory_utilization=share) as engine:
+        assert engine.kv_cache_tokens == pytest.approx(found.kv_tokens, rel=0.05)
+
+
+def test_the_memory_of_a_node_is_what_vllm_takes_its_share_of():
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+    assert hardware.node_bytes() == pytest.approx(node.total_memory, rel=0.02)
+
+
 def test_here_is_this_machine():
     here = Place.here()
     assert here.total_bytes == hardware.look().ram_bytes or here.on_gpu
