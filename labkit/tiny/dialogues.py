@@ -23,6 +23,8 @@ SKILLS = {
     "count": episodes.count, "repeat": episodes.repeat, "story": episodes.story,
     "extract": extract.extract, "noise": odd.noise, "long_text": odd.long_text,
 }  # fmt: skip
+# Two of these in one conversation could contradict each other.
+TELLS = frozenset({"memory", "missing"})
 WITH_TOOLS = 0.27  # of all dialogues
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
@@ -49,8 +51,7 @@ def _system(rng: random.Random, language: str) -> str:
 
 def _skills(rng: random.Random) -> list[str]:
     chosen = rng.choices(list(MIX), weights=MIX.values(), k=rng.choice((1, 1, 1, 2, 2, 3)))
-    # Two memories in one conversation could contradict each other.
-    return [s for i, s in enumerate(chosen) if s not in ("memory", "missing") or i == 0]
+    return [s for i, s in enumerate(chosen) if s not in TELLS or i == 0]
 
 
 def _plain(rng: random.Random, languages: tuple[str, str]) -> tuple[list, list[str]]:
@@ -70,6 +71,8 @@ def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tup
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         if rng.random() > USING_TOOLS:
             skill = rng.choices(list(MIX), weights=MIX.values())[0]
+            if skill in TELLS and not TELLS.isdisjoint(skills):
+                skill = "lab"
             turns += SKILLS[skill](voice)[:3]
         elif known and rng.random() < 0.5:
             skill = "tool"

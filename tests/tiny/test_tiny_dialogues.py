@@ -8,7 +8,7 @@ from math import prod
 
 import pytest
 
-from labkit.tiny import episodes, guide
+from labkit.tiny import cases, episodes, guide
 from labkit.tiny.cases import all_cases
 from labkit.tiny.dialogues import MIX, MOST_TURNS, dialogue, held_out, stream
 from labkit.tiny.episodes import SMALL_TALK, as_bullets, forms
@@ -23,7 +23,7 @@ from labkit.tiny.facts import (
     tool_data,
     topics,
 )
-from labkit.tiny.meaning import Reply, as_json, bullets, says_fee
+from labkit.tiny.meaning import Reply, as_json, bullets, numbers, says_fee
 from labkit.tiny.voice import CHOICE, UNSEEN, Voice, is_held_out
 
 SAMPLE = 4000
@@ -304,3 +304,20 @@ def test_cases_are_deterministic():
 def test_an_empty_reply_is_never_right():
     for case, _ in all_cases(20):
         assert not case.right(Reply("")) or case.skill == "no call", case.messages
+
+
+def test_only_counting_to_the_very_end_is_right():
+    case = cases.long_output(Voice(random.Random(3), "en", unseen=True), 0)
+    end = max(numbers(case.messages[-1]["content"]))
+    for last, right in ((end, True), (end - 1, False), (end + 1, False)):
+        assert case.right(Reply(episodes.counted(1, last), tokens=500)) is right
+    assert not case.right(Reply("Once upon a time there was a fox.", tokens=500))
+
+
+def test_naming_all_sights_is_no_answer_to_which_is_for_children():
+    voice = Voice(random.Random(3), "en", unseen=True)
+    case = cases.city_guide(voice, 4)
+    shown = case.messages[1]["content"]
+    assert not case.right(Reply(shown))
+    city = next(c for c in cities().values() if guide.sights_reply(voice, c) == shown)
+    assert case.right(Reply(f"Go to {city.for_children().name('en')}."))
