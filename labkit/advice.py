@@ -40,23 +40,26 @@ class Recommendation:
 
 def recommend(shape: Shape, place: Place) -> Recommendation:
     """Settings under which the model runs there; raises SettingsError where none do."""
-    advice = [_dtype(shape, place)]
-    choices, found = _share(place) if place.on_gpu else _on_cpu(shape, place)
-    advice += found
+    _check_capability(place)
+    choices, advice = _share(place) if place.on_gpu else _on_cpu(shape, place)
     shape, choices, found = _made_to_fit(shape, place, choices)
-    advice += found
+    # The model that it came to decides the type, and the type is what one sets first.
+    advice = [_dtype(shape, place), *advice, *found]
     choices, found = _length(shape, place, choices)
     advice += found
     return Recommendation(shape, choices, plan(shape, place, choices), tuple(advice))
 
 
-def _dtype(shape: Shape, place: Place) -> Advice:
+def _check_capability(place: Place) -> None:
     if place.on_gpu and place.capability < MIN_COMPUTE_CAPABILITY:
         raise SettingsError(
             f"vLLM does not run on a {place.name}.",
             "It has compute capability {}.{}, and vLLM 0.32 needs 7.5.".format(*place.capability),
             "Take a T4 or newer, or run on the CPU.",
         )
+
+
+def _dtype(shape: Shape, place: Place) -> Advice:
     if place.on_gpu and place.capability < BFLOAT16_COMPUTE_CAPABILITY:
         return Advice("dtype", "half", f"a {place.name} does not compute in bfloat16")
     if shape.awq_group and place.on_gpu:

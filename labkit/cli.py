@@ -98,9 +98,9 @@ def sweep(
     fixed = {name: Text(value) for name, value in _values(parameter).items()}
 
     def run() -> "RunReport":
-        from labkit import sweeps
+        from labkit import grids, sweeps
 
-        return sweeps.run(notebook, sweeps.parse(grid), fixed, out=out, timeout=timeout)
+        return sweeps.run(notebook, grids.parse(grid), fixed, out=out, timeout=timeout)
 
     _conclude(run)
 

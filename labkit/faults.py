@@ -49,6 +49,13 @@ CATALOGUE = [
         "Stop what holds it (nvidia-smi lists processes), or lower gpu_memory_utilization.",
     ),
     Fault(
+        r"memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on startup"
+        r".{1,80}utilization \(([\d.]+), ([\d.]+)",
+        "The machine has too little free memory: {0} of {1} GiB.",
+        "On a CPU gpu_memory_utilization is a share of the memory node, and {2} of it is {3} GiB.",
+        "Lower gpu_memory_utilization, end other programs, or set kv_cache_memory_bytes instead.",
+    ),
+    Fault(
         r"memory on node \d+ \(([\d.]+)/([\d.]+) GiB\).{1,80}for kv \(-[\d.]+/([\d.]+) GiB\)",
         "gpu_memory_utilization leaves no memory for the KV cache.",
         "On a CPU it is a share of the memory node's {1} GiB, here {2} GiB; vLLM itself "

@@ -27,18 +27,19 @@ def make(model: str, folder: str | Path | None = None) -> Path:
     name = model.removeprefix("Qwen/")
     config = published_config(name)
     target = Path(folder).expanduser() if folder else Path("twins") / name
-    if target.exists() and not (target / TWIN).exists() and any(target.iterdir()):
+    mark = json.dumps({"shape_of": name}) + "\n"
+    if target.exists() and not _may_be_written(target, mark):
         raise WeightsError(
-            f"{target} is not empty and holds no twin.",
+            f"{target} holds something other than the twin of {name}.",
             "A twin would mix with what is there.",
             "Name another folder with --out.",
         )
     try:
         target.mkdir(parents=True, exist_ok=True)
+        (target / TWIN).write_text(mark)
         for file in TOKENIZER:
             shutil.copyfile(MODEL_DIR / file, target / file)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (target / TWIN).write_text(json.dumps({"shape_of": name}) + "\n")
     except OSError as error:
         raise WeightsError(
             f"The twin cannot be written to {target}.",
@@ -46,3 +47,11 @@ def make(model: str, folder: str | Path | None = None) -> Path:
             "Name another folder with --out.",
         ) from error
     return target.resolve()
+
+
+def _may_be_written(folder: Path, mark: str) -> bool:
+    """Whether the folder is empty, or holds this very twin, perhaps half of it."""
+    if not folder.is_dir():
+        return False
+    twin = folder / TWIN
+    return twin.read_text() == mark if twin.is_file() else not any(folder.iterdir())

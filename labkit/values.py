@@ -4,6 +4,7 @@
 notebook under a mime type of our own; `read` collects them from there.
 """
 
+import math
 import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +46,16 @@ def _plain(name: str, value: Any) -> Any:
     """The value as JSON has it; NumPy's and PyTorch's scalars become Python's."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
-    if value is None or isinstance(value, bool | str | int):
+    if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, numbers.Real) and value == value and abs(value) != float("inf"):
+    if isinstance(value, int):
+        if abs(value) < 2**63:  # what a table's column can hold
+            return value
+    elif isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     raise RunError(
         f"{name} cannot be recorded.",
-        f"It is {value!r}, and a record holds finite numbers, texts, true, false and None.",
+        f"It is {value!r}; a record holds finite numbers of 64 bits, texts, true, false and None.",
         "Record its parts one by one, each under a name of its own.",
     )
 

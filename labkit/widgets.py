@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from labkit import blocks, memory, pictures
+from labkit.errors import EngineError
 from labkit.memory import Choices, Place
 from labkit.shapes import AWQ_GROUP, Shape
 
@@ -64,6 +65,7 @@ def memory_view(shape: Shape, place: Place, choices: Choices | None = None) -> V
 
     lengths = _doublings(SHORTEST, shape.longest)
     length = min(start.max_model_len or shape.longest, shape.longest)
+    start = replace(start, max_model_len=length)
     controls = {
         "utilization": w.FloatSlider(start.gpu_memory_utilization, min=0.1, max=1.0, step=0.01,
                                      description="utilization", continuous_update=False),
@@ -73,7 +75,7 @@ def memory_view(shape: Shape, place: Place, choices: Choices | None = None) -> V
         "awq": w.Checkbox(shape.awq_group is not None, description="AWQ, 4-bit weights",
                           disabled=shape.awq_group is not None),
         "eager": w.Checkbox(start.enforce_eager, description="enforce eager"),
-        "ranks": w.Dropdown(options=[n for n in (1, 2, 4, 8) if shape.heads % n == 0],
+        "ranks": w.Dropdown(options=sorted({1, 2, 4, 8, start.tensor_parallel_size}),
                             value=start.tensor_parallel_size, description="GPUs"),
     }  # fmt: skip
 
@@ -95,6 +97,12 @@ def block_player(
     import ipywidgets as w
 
     shown = [snapshot for snapshot in snapshots if snapshot.tables]
+    if not shown:
+        raise EngineError(
+            "There is nothing to play.",
+            "After no step of the trace did a request hold a block.",
+            "Trace requests that generate more than one token.",
+        )
     last = len(shown) - 1
     step = w.IntSlider(0, min=0, max=last, description="step", continuous_update=True)
     play = w.Play(value=0, min=0, max=last, interval=1000 // FRAMES_PER_SECOND)
@@ -116,7 +124,7 @@ def _rows(controls: Sequence["ipywidgets.Widget"]) -> list["ipywidgets.Widget"]:
 
 
 def _doublings(first: int, last: int) -> list[int]:
-    """`first`, twice that, and so on, up to `last`, which is always among them."""
+    """`last`, half of it, and so on, down to no less than `first`; smallest first."""
     found = [last]
     while found[0] // 2 >= first:
         found.insert(0, found[0] // 2)

@@ -58,7 +58,7 @@ def test_a_plan_adds_up():
     assert found.kv_tokens == found.kv_blocks * found.block_size
     unused = found.kv_bytes - found.kv_tokens * found.kv_bytes_per_token
     assert 0 <= unused < found.block_size * found.kv_bytes_per_token
-    assert found.longest_that_fits == min(found.kv_tokens, 32768) and found.fits
+    assert found.longest_that_fits == min(found.kv_tokens - 16, 32768) and found.fits
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_unknown_card_is_refused_with_those_there_are():
 
 def test_a_shape_is_found_by_name_and_in_a_folder():
     assert shapes.find("Qwen/Qwen2.5-7B-Instruct") == shape(SEVEN)
-    assert shapes.find("tiny").vocabulary == 4096
+    assert shapes.find("tiny").vocabulary == 7680
     with pytest.raises(WeightsError):
         shapes.find("nowhere")
 
@@ -222,6 +222,21 @@ def test_a_cache_of_a_given_size_holds_what_was_predicted(name, cache, block, le
         name, max_model_len=length, kv_cache_memory_bytes=cache, block_size=block
     ) as engine:
         assert engine.kv_cache_tokens == found.kv_tokens
+
+
+@pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
+@pytest.mark.parametrize("blocks", [8, 9])
+def test_one_block_is_vllms_own(blocks):
+    cache = blocks * 128 * labkit.find("tiny").kv_bytes_per_token
+    choices = Choices(max_model_len=1024, kv_cache_memory_bytes=cache)
+    found = plan(shapes.find("tiny"), Place.here(), choices)
+    engine = labkit.Engine("tiny", max_model_len=1024, kv_cache_memory_bytes=cache)
+    if found.fits:
+        engine.start().stop()
+    else:
+        with pytest.raises(labkit.LabError, match=f"max_model_len={found.longest_that_fits}"):
+            engine.start()
+    assert found.fits is (blocks == 9)
 
 
 @pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")

@@ -36,7 +36,7 @@ def test_making_it_again_changes_nothing(tmp_path):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(WeightsError, match="not empty"):
+    with pytest.raises(WeightsError, match="something other"):
         twin.make(SMALL, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

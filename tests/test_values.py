@@ -42,7 +42,7 @@ def test_a_notebook_without_values_has_none():
     assert values.read(new_notebook(cells=[new_code_cell("1")])) == {}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, 2], {"a": 1}, object()])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**70, [1, 2], {"a": 1}, object()])
 def test_what_no_table_can_hold_is_refused(value):
     with pytest.raises(RunError, match="speed cannot be recorded"):
         values.record(speed=value)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from labkit import blocks, widgets
+from labkit.errors import EngineError
 from labkit.memory import Choices, Place, plan
 from labkit.shapes import card, find
 
@@ -56,6 +57,12 @@ def test_the_controls_start_at_the_settings_given():
 def test_the_words_are_those_of_the_plan(view):
     place = Place.of_card(card("RTX 4090"))
     assert view.text == str(plan(find("Qwen2.5-7B-Instruct"), place))
+
+
+def test_a_trace_without_blocks_is_a_sentence():
+    empty = blocks.Snapshot(1, {}, {}, frozenset(), total_blocks=8, block_size=16)
+    with pytest.raises(EngineError, match="nothing to play"):
+        widgets.block_player([empty], max_model_len=512)
 
 
 def test_the_player_shows_each_step():

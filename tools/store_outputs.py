@@ -3,11 +3,14 @@
 Without names it takes the whole course. A notebook whose cells fail is left as it was.
 """
 
+import os
 import sys
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this very environment
+
+import nbformat  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -19,7 +22,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     place = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources=place,
-        record_timing=False, store_widget_state=False,
+        record_timing=False, store_widget_state=False, coalesce_streams=True,
     ).execute()  # fmt: skip
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
