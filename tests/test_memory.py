@@ -173,7 +173,7 @@ def test_an_unknown_card_is_refused_with_those_there_are():
 
 def test_a_shape_is_found_by_name_and_in_a_folder():
     assert shapes.find("Qwen/Qwen2.5-7B-Instruct") == shape(SEVEN)
-    assert shapes.find("tiny").vocabulary == 7680
+    assert shapes.find("tiny").vocabulary == 4096
     with pytest.raises(WeightsError):
         shapes.find("nowhere")
 

@@ -14,8 +14,8 @@ from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 28, "quantity": 4, "city_guide": 12, "memory": 20, "missing": 2, "unknown": 5,
-    "count": 4, "repeat": 6, "story": 2, "extract": 14, "noise": 2, "long_text": 1,
+    "lab": 29, "quantity": 4, "city_guide": 13, "memory": 21, "missing": 2, "unknown": 5,
+    "count": 3, "repeat": 6, "story": 2, "extract": 11, "noise": 3, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
     "lab": episodes.lab, "quantity": episodes.quantity, "city_guide": guide.city_guide,
@@ -23,8 +23,6 @@ SKILLS = {
     "count": episodes.count, "repeat": episodes.repeat, "story": episodes.story,
     "extract": extract.extract, "noise": odd.noise, "long_text": odd.long_text,
 }  # fmt: skip
-# Two of these in one conversation could contradict each other.
-TELLS = frozenset({"memory", "missing"})
 WITH_TOOLS = 0.27  # of all dialogues
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
@@ -51,7 +49,8 @@ def _system(rng: random.Random, language: str) -> str:
 
 def _skills(rng: random.Random) -> list[str]:
     chosen = rng.choices(list(MIX), weights=MIX.values(), k=rng.choice((1, 1, 1, 2, 2, 3)))
-    return [s for i, s in enumerate(chosen) if s not in TELLS or i == 0]
+    # Two memories in one conversation could contradict each other.
+    return [s for i, s in enumerate(chosen) if s not in ("memory", "missing") or i == 0]
 
 
 def _plain(rng: random.Random, languages: tuple[str, str]) -> tuple[list, list[str]]:
@@ -71,10 +70,8 @@ def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tup
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         if rng.random() > USING_TOOLS:
             skill = rng.choices(list(MIX), weights=MIX.values())[0]
-            if skill in TELLS and not TELLS.isdisjoint(skills):
-                skill = "lab"
             turns += SKILLS[skill](voice)[:3]
-        elif known and rng.random() < 0.5:
+        elif known and rng.random() < 0.55:
             skill = "tool"
             turns.append(toolbox.lab_turn(voice, rng.choice(known).name))
         else:

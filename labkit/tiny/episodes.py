@@ -2,8 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Callable, Iterable
-from itertools import combinations
+from collections.abc import Callable
 
 from labkit.tiny.facts import (
     Quantity,
@@ -20,11 +19,8 @@ SMALL_TALK = ("hello", "how_are_you", "thanks", "goodbye")
 
 
 def held_out_questions(topic: Topic) -> list[str]:
-    """What only the evaluation asks: one in ten of the questions, and one made for it.
-
-    The first four say what the topic is about at all, which nobody could guess; they are trained.
-    """
-    return [topic.unseen, *(q for q in topic.questions[4:] if is_held_out(q))]
+    """What only the evaluation asks: one in ten of the questions, and one made for it."""
+    return [topic.unseen, *(q for q in topic.questions[1:] if is_held_out(q))]
 
 
 def lab_question(voice: Voice, topic: Topic) -> str:
@@ -54,14 +50,6 @@ def in_form(voice: Voice, topic: Topic, form: str) -> Turn:
     return voice.ask(voice.phrases[form], q=lab_question(voice, topic)), reply
 
 
-def is_form_apart(topic: Topic, form: str) -> bool:
-    """True for the tenth of all pairs of topic and form that only the evaluation combines.
-
-    Three bullets are none of them: they hold sentences that no other form has.
-    """
-    return form != "bullets" and is_held_out(f"{topic.key}:{form}:{topic.language}")
-
-
 def forms(topic: Topic) -> tuple[str, ...]:
     """The forms in which a topic can be answered."""
     if topic.key in SMALL_TALK:
@@ -73,9 +61,8 @@ def forms(topic: Topic) -> tuple[str, ...]:
 def lab(voice: Voice) -> list[Turn]:
     """A lab question, sometimes with a form, sometimes followed by a wish about the answer."""
     topic = voice.rng.choice(list(topics(voice.language).values()))
-    trained = [form for form in forms(topic) if voice.unseen or not is_form_apart(topic, form)]
-    if trained and voice.rng.random() < 0.35:
-        return [in_form(voice, topic, voice.rng.choice(trained))]
+    if forms(topic) and voice.rng.random() < 0.35:
+        return [in_form(voice, topic, voice.rng.choice(forms(topic)))]
     question = lab_question(voice, topic)
     turns = [(question if topic.key in SMALL_TALK else voice.casual(question), topic.answer)]
     draw = voice.rng.random()
@@ -120,23 +107,10 @@ def recall(voice: Voice, kind: str, value: str | None) -> Turn:
     return voice.casual(question), section["reply"].format(v=value)
 
 
-def are_kinds_apart(kinds: Iterable[str]) -> bool:
-    """True if two of the kinds are a pair that only the evaluation tells together."""
-    return any(is_held_out("+".join(pair)) for pair in combinations(sorted(kinds), 2))
-
-
-def told_kinds(voice: Voice, count: int) -> list[str]:
-    """That many kinds of things to remember, in a combination that the voice may use."""
-    while True:
-        kinds = voice.rng.sample(list(voice.phrases["memory"]), k=count)
-        if voice.unseen or not are_kinds_apart(kinds):
-            return kinds
-
-
 def memory(voice: Voice, distract: Callable[[Voice], list[Turn]] | None = None) -> list[Turn]:
     """Tells one to three facts, talks of other things, and asks for the facts."""
     distract = distract or distraction
-    kinds = told_kinds(voice, voice.rng.choice((1, 1, 2, 3)))
+    kinds = voice.rng.sample(list(voice.phrases["memory"]), k=voice.rng.choice((1, 1, 2, 3)))
     told = {kind: voice.value(kind) for kind in kinds}
     turns = []
     for kind, value in told.items():
@@ -159,8 +133,8 @@ def memory(voice: Voice, distract: Callable[[Voice], list[Turn]] | None = None) 
 
 
 def distraction(voice: Voice) -> list[Turn]:
-    """One turn about something else; one in ten is a story, some 400 tokens long."""
-    skill = voice.rng.choice((*[lab] * 4, *[city_guide] * 3, *[unknown] * 2, story))
+    """One turn about something else."""
+    skill = voice.rng.choice((lab, lab, city_guide, unknown))
     return skill(voice)[:1]
 
 
@@ -177,10 +151,6 @@ def unknown(voice: Voice) -> list[Turn]:
     return [(voice.casual(voice.ask(section, key, x=thing)), section["answer"])]
 
 
-# Half of all counts are short, and the long ones go as far as a story is long.
-COUNTED_TO = ((3, 30), (3, 30), (31, 60), (61, 100), (101, 200), (101, 200))
-
-
 def counted(start: int, end: int) -> str:
     """The numbers from start to end, both included."""
     return ", ".join(str(n) for n in range(start, end + 1)) + "."
@@ -188,7 +158,8 @@ def counted(start: int, end: int) -> str:
 
 def count(voice: Voice) -> list[Turn]:
     """Counting, the simplest reply of a length that one can choose."""
-    end = voice.rng.randint(*voice.rng.choice(COUNTED_TO))
+    span = voice.rng.choice(((3, 30), (3, 30), (31, 60), (50, 50), (61, 100), (101, 150)))
+    end = voice.rng.randint(*span)
     start = 1 if voice.rng.random() < 0.8 else voice.rng.randint(1, end)
     key = "to" if start == 1 and not voice.unseen and voice.rng.random() < 0.25 else "train"
     return [(voice.ask(voice.phrases["count"], key, a=start, b=end), counted(start, end))]

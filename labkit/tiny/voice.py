@@ -5,7 +5,7 @@ import re
 import zlib
 from functools import cache
 
-from labkit.tiny.facts import common_characters, names, phrasing, stories, topics
+from labkit.tiny.facts import names, phrasing, stories, topics
 
 HELD_OUT_ONE_IN = 10
 # Where a section keeps wordings that are never trained; the rest are made of trained patterns.
@@ -109,16 +109,15 @@ class Voice:
 
     def _chinese_name(self) -> str:
         count = self.rng.choice((1, 2, 2))
-        if self.rng.random() < 0.35:
-            return "".join(self.rng.choices(common_characters(), k=count + 1))
+        if self.rng.random() < 0.3:
+            return "".join(self.rng.choices(words("zh"), k=count + 1))
         given = "".join(self.rng.choices(self.words["given"], k=count))
         return self.rng.choice(self.words["surnames"]) + given
 
-    def _characters(self) -> str:
-        if self.rng.random() < 0.12:  # any character at all, mostly spelt with two tokens
-            pair = [chr(self.rng.randrange(0x4E00, 0x9FA6)), self.rng.choice(words("zh"))]
-            return "".join(self.rng.sample(pair, k=2))
-        source = self.rng.choice((words("zh"), common_characters(), self.words["pet_characters"]))
+    def _chinese_pair(self) -> str:
+        if self.rng.random() < 0.15:  # any character at all, mostly written with three bytes
+            return chr(self.rng.randrange(0x4E00, 0x9FA6)) + self.rng.choice(words("zh"))
+        source = words("zh") if self.rng.random() < 0.5 else self.words["pet_characters"]
         return "".join(self.rng.choices(source, k=self.rng.choice((1, 2, 2, 3))))
 
     def made_up(self) -> str:
@@ -128,11 +127,6 @@ class Voice:
         all kinds of tokens learns to copy, one that has seen few names learns those names.
         """
         return self._fresh(self._latin)
-
-    def new_word(self) -> tuple[str, str]:
-        """A word that does not exist, as it stands in names and in the speaker's language."""
-        word = self._fresh(lambda: self._latin().lower())
-        return word, word if self.language == "en" else self._fresh(self._characters)
 
     def person(self) -> str:
         """A person's name: listed, composed or made up."""
@@ -149,7 +143,7 @@ class Voice:
         if not self.unseen and self.rng.random() < 0.2:
             return self.rng.choice(self.words["pets"])
         if self.language == "zh" and self.rng.random() < 0.7:
-            return self._fresh(self._characters)
+            return self._fresh(self._chinese_pair)
         return self.made_up()
 
     def _colour(self) -> str:
@@ -158,7 +152,7 @@ class Voice:
         if self.rng.random() < 0.7:
             return self.rng.choice(self.words["colours"])
         if self.language == "zh":
-            return self._fresh(self._characters) + "色"
+            return self._fresh(self._chinese_pair) + "色"
         return self.made_up().lower()
 
     def place(self) -> str:
@@ -166,7 +160,7 @@ class Voice:
         if not self.unseen and self.rng.random() < 0.3:
             return self.rng.choice(self.words["places"])
         if self.language == "zh" and self.rng.random() < 0.6:
-            return self._fresh(self._characters) + self.rng.choice(("城", "", "州", "山", "镇"))
+            return self._fresh(self._chinese_pair) + self.rng.choice(("城", "", "州", "山", "镇"))
         return self.made_up()
 
     def _number(self) -> str:
