@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from labkit import cli
 from labkit.errors import LabError
+from labkit.logs import shorten
 
 
 def labkit(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -53,7 +54,7 @@ def test_tour(course, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ok" in done.stdout
     (page,) = (tmp_path / "out").glob("2*/index.html")
-    assert f"Report: {page}" in done.stdout
+    assert f"Report: {shorten(page)}" in done.stdout
 
 
 def test_a_misspelt_parameter_fails_at_once(course, tmp_path):
