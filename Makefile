@@ -38,6 +38,9 @@ model: setup ## train the bundled model again, or go on where it was interrupted
 model-eval: setup ## ask the bundled model everything; fails where it misses a bar
 	$(IN_VENV)python -m labkit.tiny.evaluate --json labkit/tiny/evaluation.json
 
+bench: setup ## measure this machine, and put the numbers into docs/performance.md
+	$(IN_VENV)python benchmarks/run.py
+
 lock: setup ## resolve pyproject.toml into requirements/*.txt
 	$(IN_VENV)python tools/lock.py
 
@@ -48,4 +51,4 @@ clean: ## remove .venv, runs and caches; notebooks and wheelhouse/ stay
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
 	find labkit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup tour lab test lint store model model-eval lock wheelhouse clean
+.PHONY: help setup tour lab test lint store model model-eval bench lock wheelhouse clean

@@ -15,6 +15,8 @@ _HOMES = {
     "server": ("Server", "attach"),
     "launcher": ("launch",),
     "chat": ("Chat", "Sampling"),
+    "tools": ("Tool", "Toolbox"),
+    "toolchat": ("ToolChat",),
     "webchat": ("WebChat",),
     "errors": ("LabError",),
 }

@@ -150,6 +150,8 @@ class _Activations:
         import torch
 
         self.kept: dict[nn.Module, list[Tensor]] = {}
+        # All of them would be gigabytes; some of each sample, so that every sample counts.
+        self.rows_each = max(1, 4 * MOST_ROWS // max(1, len(samples)))
         linears = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
         hooks = [linear.register_forward_pre_hook(self._keep) for linear in linears]
         for sample in samples:
@@ -158,7 +160,9 @@ class _Activations:
             hook.remove()
 
     def _keep(self, module: "nn.Module", inputs: tuple["Tensor", ...]) -> None:
-        self.kept.setdefault(module, []).append(inputs[0].reshape(-1, inputs[0].shape[-1]))
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+        some = rows[:: max(1, len(rows) // self.rows_each)].clone()
+        self.kept.setdefault(module, []).append(some)
 
     def of(self, module: "nn.Module") -> "Tensor":
         """An even choice of the inputs of a layer."""
@@ -201,6 +205,19 @@ def _linears(module: "nn.Module") -> dict[str, "nn.Linear"]:
 
 
 # ---- whole checkpoints ----------------------------------------------------------------------
+
+
+def channel_sizes(source: str | Path, samples: Sequence[Sequence[int]]) -> dict[str, "Tensor"]:
+    """Of each linear layer by name, the mean size of every input channel over the samples."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = weights.find(source)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        seen = _Activations(model, samples)
+    names = {module: name for name, module in model.model.named_modules()}
+    return {names[linear]: seen.of(linear).abs().mean(0) for linear in seen.kept}
 
 
 def quantize(

@@ -164,9 +164,7 @@ def transformers(
         start = time.perf_counter()
         for prompt, tokens in zip(workload.prompts, workload.tokens, strict=True):
             inputs = tokenizer(prompt, return_tensors="pt").to(device)
-            model.generate(
-                **inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens
-            )
+            model.generate(**inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
         return Pass(workload.wanted, time.perf_counter() - start)
 
     return repeated(once, 1, len(workload.prompts), repeats)

@@ -1,12 +1,15 @@
 """A conversation with a server over the OpenAI SDK: sampling, history, streamed replies."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labkit.errors import ChatError
+from labkit.parts import Part, Speed, text_of
 
 if TYPE_CHECKING:
     from labkit.server import Server
@@ -55,8 +58,8 @@ class Sampling(BaseModel):
 class Chat:
     """A conversation with a server's model; `history` holds its messages so far.
 
-    `stream` is a plain function of message and history, as a chat window wants it; `send` keeps
-    the history itself.
+    `stream` and `parts` are plain functions of message and history, as a chat window wants them;
+    `send` keeps the history itself.
     """
 
     def __init__(
@@ -65,7 +68,11 @@ class Chat:
         self.model, self.system = server.model, system
         self.sampling = sampling or Sampling()
         self.history: list[dict[str, str]] = []
-        self._client = server.client()
+        self._server, self._client = server, server.client()
+
+    def capacity(self) -> int | None:
+        """How many of its replies the server can write at once; None where it does not tell."""
+        return self._server.capacity()
 
     def stream(
         self,
@@ -78,29 +85,32 @@ class Chat:
 
         Raises ChatError when the server refuses the request or goes away.
         """
-        import httpx
-        from openai import APIConnectionError, APIStatusError
+        shown = ""
+        with closing(self.parts(message, history, system, sampling)) as states:
+            for state in states:
+                text = text_of(state)
+                if text != shown:
+                    yield text
+                shown = text
 
-        try:
-            chunks = self._client.chat.completions.create(
-                model=self.model,
-                messages=self.messages(message, history or [], system),
-                stream=True,
-                **(sampling or self.sampling).openai_kwargs(),
-            )
-            with chunks:
-                yield from _growing(chunks)
-        except APIStatusError as error:
-            raise ChatError(
-                "The server refused the request.", error.message, "Change it and send it again."
-            ) from error
-        except (APIConnectionError, httpx.TransportError) as error:
-            # A server that dies in mid-stream raises httpx's error, not the SDK's.
-            raise ChatError(
-                "The server does not answer, or it broke off.",
-                "It was stopped, or it is still starting.",
-                "Start it again; the conversation is kept.",
-            ) from error
+    def parts(
+        self,
+        message: str,
+        history: list[Any] | None = None,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[list[Part]]:
+        """Yield the reply so far as a list of its parts, at the end with its speed.
+
+        Raises ChatError when the server refuses the request or goes away.
+        """
+        watch = Stopwatch()
+        text = ""
+        for delta in self._deltas(self.messages(message, history or [], system), sampling, watch):
+            if delta.content:
+                text += delta.content
+                yield [text]
+        yield [text, watch.speed()]
 
     def send(self, message: str) -> str:
         """The whole reply to a message, which joins the history with it."""
@@ -119,6 +129,69 @@ class Chat:
         system = self.system if system is None else system
         first = [{"role": "system", "content": system}] if system else []
         return [*first, *flatten(history), {"role": "user", "content": message}]
+
+    def _deltas(
+        self, messages: list[Any], sampling: Sampling | None, watch: "Stopwatch", **more: Any
+    ) -> Iterator[Any]:
+        """What each chunk of one request adds, while the stopwatch takes the time."""
+        with in_words():
+            chunks = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                stream=True,
+                stream_options={"include_usage": True},
+                **(sampling or self.sampling).openai_kwargs(),
+                **more,
+            )
+            with chunks:
+                for chunk in chunks:
+                    watch.see(chunk)
+                    if chunk.choices:
+                        yield chunk.choices[0].delta
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What goes wrong with a request, as a ChatError."""
+    import httpx
+    from openai import APIConnectionError, APIStatusError
+
+    try:
+        yield
+    except APIStatusError as error:
+        raise ChatError(
+            "The server refused the request.", error.message, "Change it and send it again."
+        ) from error
+    except (APIConnectionError, httpx.TransportError) as error:
+        # A server that dies in mid-stream raises httpx's error, not the SDK's.
+        raise ChatError(
+            "The server does not answer, or it broke off.",
+            "It was stopped, or it is still starting.",
+            "Start it again; the conversation is kept.",
+        ) from error
+
+
+class Stopwatch:
+    """Takes the time of a reply that may come in several requests."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._first: float | None = None
+        self._tokens = 0
+
+    def see(self, chunk: Any) -> None:
+        """Note a chunk: when the first piece came, and the tokens that the last one tells."""
+        now = time.perf_counter() - self._begun
+        delta = chunk.choices[0].delta if chunk.choices else None
+        if self._first is None and delta is not None and (delta.content or delta.tool_calls):
+            self._first = now
+        if chunk.usage:
+            self._tokens += chunk.usage.completion_tokens
+
+    def speed(self) -> Speed:
+        """How fast it was until now."""
+        seconds = time.perf_counter() - self._begun
+        return Speed(self._tokens, seconds if self._first is None else self._first, seconds)
 
 
 def flatten(history: list[Any]) -> list[dict[str, str]]:
@@ -141,15 +214,6 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
             "Write numbers, with commas between them.",
         )
     return tuple(map(int, words))
-
-
-def _growing(chunks: Any) -> Iterator[str]:
-    reply = ""
-    for chunk in chunks:
-        piece = chunk.choices[0].delta.content if chunk.choices else None
-        if piece:
-            reply += piece
-            yield reply
 
 
 def _plain(message: Any) -> dict[str, str]:

@@ -1,22 +1,27 @@
 """The chat page: Gradio's ChatInterface over any function that streams a reply.
 
-It knows nothing of vLLM. `Chat.stream` fits, and so does a generator of your own:
-`reply(message, history, system, sampling)`, which yields the text so far, again and again.
+It knows nothing of vLLM. `Chat.parts` and `Chat.stream` fit, and so does a generator of your own:
+`reply(message, history, system, sampling)`, which yields the text so far, again and again, or the
+reply's parts so far.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from threading import Event
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 from labkit.chat import SYSTEM, Sampling, parse_token_ids
 from labkit.errors import ChatError, LabError
+from labkit.parts import Part, Speed
 
 if TYPE_CHECKING:
     import gradio as gr
 
-Reply = Callable[[str, list[dict], str, Sampling], Iterator[str]]
+Reply = Callable[[str, list[dict], str, Sampling], Iterator[str | list[Part]]]
+Replies = Reply | Mapping[str, Reply]  # one, or several by the name that the page shows
 
 TITLE = "Chat"
 EXAMPLES = (
@@ -25,48 +30,58 @@ EXAMPLES = (
     "广州有什么好玩的景点？",
     "什么是 KV 缓存？",
 )
-# Gradio's default of 1 would let a class queue up behind one learner.
+# Replies at once: Gradio's default of 1 would let a class queue up behind one learner. Each that
+# streams holds a thread, hence the most.
 CONCURRENCY = 64
+MOST_CONCURRENCY = 256
 NO_ANSWER = "⚠️ No answer"
+ABOUT_SPEED = (
+    "Counted by the server, timed here: the tokens after the first, by the seconds after it."
+)
+MATHS = [
+    {"left": left, "right": right, "display": display}
+    for left, right, display in (("$$", "$$", True), (r"\[", r"\]", True), (r"\(", r"\)", False))
+]
+# Seconds between two states of a reply: more often no eye can see, and a class pays for it. Many
+# replies at once share one process's time, so each is drawn less often the more there are.
+REFRESH = 0.02
+REFRESH_SHARE = 0.01
 # The system's own fonts: nothing to load, and Chinese looks as it does elsewhere.
 FONTS = ("system-ui", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
 def build(
-    reply: Reply,
+    reply: Replies,
     *,
     title: str = TITLE,
     system: str = SYSTEM,
     sampling: Sampling | None = None,
     examples: Sequence[str] = EXAMPLES,
-    concurrency: int = CONCURRENCY,
+    concurrency: int | None = None,
     closing: Event | None = None,
 ) -> "gr.ChatInterface":
     """The chat as a Gradio app, not yet launched; setting `closing` ends the replies under way.
 
-    Raises ChatError where `reply` is no function.
+    Of several replies the page lets choose by name; `concurrency` of them stream at once, by
+    default as many as `capacity` finds. Raises ChatError where one is no function.
     """
-    if not callable(reply):
-        raise ChatError(
-            f"A {type(reply).__name__} cannot answer messages.",
-            "The chat needs a function of message, history, system and sampling.",
-            "Pass such a function, for example chat.stream (without parentheses).",
-        )
+    replies = _by_name(reply)
     gr = _gradio()
     return gr.ChatInterface(
-        _answer(reply, closing or Event()),
+        _answer(replies, closing or Event()),
         title=title,
         chatbot=gr.Chatbot(
             show_label=False,
             elem_classes="conversation",
             buttons=["copy", "copy_all"],
             placeholder="Write a message below, or start with one of these.",
+            latex_delimiters=MATHS,
         ),
         textbox=gr.Textbox(
             placeholder="Your message; Enter sends it", submit_btn=True, stop_btn=True, scale=7
         ),
-        additional_inputs=_controls(system, sampling or Sampling()),
+        additional_inputs=_controls(system, sampling or Sampling(), list(replies)),
         additional_inputs_accordion=gr.Accordion(
             "Settings: system prompt and sampling", open=False, elem_classes="settings"
         ),
@@ -74,17 +89,44 @@ def build(
         editable=True,
         fill_width=True,
         fill_height=False,
-        concurrency_limit=concurrency,
+        concurrency_limit=concurrency or capacity(reply),
         api_name="chat",
         api_visibility="undocumented",
         analytics_enabled=False,
     )
 
 
-def _controls(system: str, sampling: Sampling) -> list:
+def _by_name(reply: Replies) -> dict[str, Reply]:
+    """The replies by the names that the page shows; a single one has none."""
+    replies = dict(reply) if isinstance(reply, Mapping) and reply else {"": reply}
+    for each in replies.values():
+        if not callable(each):
+            raise ChatError(
+                f"A {type(each).__name__} cannot answer messages.",
+                "The chat needs a function of message, history, system and sampling.",
+                "Pass such a function, for example chat.stream (without parentheses), or several "
+                "by name.",
+            )
+    return replies
+
+
+def capacity(reply: Replies) -> int:
+    """How many replies can be written at once, as far as the replies' own objects know.
+
+    A `Chat` asks its server. Where nobody knows it is CONCURRENCY.
+    """
+    found = [getattr(each, "__self__", None) for each in _by_name(reply).values()]
+    owners = {id(owner): owner for owner in found if hasattr(owner, "capacity")}
+    counts = [owner.capacity() for owner in owners.values()]
+    known = sum(filter(None, counts))
+    return min(known, MOST_CONCURRENCY) or CONCURRENCY
+
+
+def _controls(system: str, sampling: Sampling, names: list[str]) -> list:
     """The inputs of the settings panel, in the order in which `_answer` takes them."""
     gr = _gradio()
     token_ids = ", ".join(map(str, sampling.stop_token_ids))
+    choice = [gr.Dropdown(names, value=names[0], label="Model")] if len(names) > 1 else []
     return [
         gr.Textbox(system, label="System prompt", lines=1, max_lines=3),
         gr.Slider(0, 2, sampling.temperature, step=0.05, label="temperature"),
@@ -92,16 +134,20 @@ def _controls(system: str, sampling: Sampling) -> list:
         gr.Number(sampling.max_tokens, minimum=1, precision=0, label="max_tokens"),
         gr.Slider(0.5, 2, sampling.repetition_penalty, step=0.05, label="repetition_penalty"),
         gr.Textbox(token_ids, label="stop_token_ids", placeholder="such as 151645, 151643"),
+        *choice,
     ]
 
 
-def _answer(reply: Reply, closing: Event) -> Callable[..., Iterator]:
-    """`reply` as Gradio calls it: one argument per control, and its troubles as messages."""
+def _answer(replies: dict[str, Reply], closing: Event) -> Callable[..., Iterator]:
+    """A reply as Gradio calls it: one argument per control, and its troubles as messages."""
+
+    first, active = next(iter(replies)), Counted()
 
     def answer(
-        message, history, system, temperature, top_p, max_tokens, repetition_penalty, token_ids
-    ):
-        text = ""
+        message, history, system, temperature, top_p, max_tokens, repetition_penalty, token_ids,
+        name=first,
+    ):  # fmt: skip
+        shown: list = []
         try:
             sampling = Sampling(
                 temperature=temperature,
@@ -110,32 +156,88 @@ def _answer(reply: Reply, closing: Event) -> Callable[..., Iterator]:
                 repetition_penalty=repetition_penalty,
                 stop_token_ids=parse_token_ids(token_ids or ""),
             )
-            with contextlib.closing(
-                _pieces(reply, message, answered(history), system, sampling)
-            ) as pieces:
-                for text in pieces:
-                    yield text
+            request = (message, answered(history), system, sampling)
+            with active, contextlib.closing(_states(replies[name], request, active)) as states:
+                for state in states:
+                    shown = [as_message(part) for part in state]
+                    yield shown if len(shown) != 1 else shown[0]
                     if closing.is_set():
                         return
         except _expected() as error:
-            yield [text, apology(error)] if text else apology(error)
+            yield [*shown, apology(error)] if shown else apology(error)
 
     return answer
 
 
-def _pieces(reply: Reply, *request) -> Iterator[str]:
-    # `yield from` hands the stop button's close() on to the reply, so that it ends too.
+class Counted:
+    """How many are inside it right now."""
+
+    def __init__(self) -> None:
+        self.count, self._lock = 0, Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.count -= 1
+
+
+def _states(reply: Reply, request: tuple, active: Counted) -> Iterator[list[Part]]:
+    """The states of a reply that are worth showing: the first at once, and always the last.
+
+    Between them at most 50 a second, and 100 a second of all `active` replies together.
+    """
     answer = reply(*request)
-    yield from [answer] if isinstance(answer, str) else answer
+    if isinstance(answer, str):
+        yield [answer]
+        return
+    waiting, drawn = None, 0.0
+    with contextlib.closing(answer):  # hands the stop button's close() on, so that it ends too
+        try:
+            for state in answer:
+                waiting = [state] if isinstance(state, str) else state
+                if time.monotonic() - drawn >= max(REFRESH, REFRESH_SHARE * active.count):
+                    yield waiting
+                    waiting, drawn = None, time.monotonic()
+        except _expected():
+            if waiting:
+                yield waiting
+            raise
+    if waiting:
+        yield waiting
+
+
+def as_message(part: Part) -> str | dict:
+    """A part of a reply as Gradio shows it: text as it is, the others in a fold."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Speed):
+        metadata = {"title": str(part), "status": "done"}
+        return {"role": "assistant", "content": ABOUT_SPEED, "metadata": metadata}
+    mark = "⚙" if part.ok else "⚠️"
+    metadata = {"title": f"{mark} {part.title}", "status": "done"}
+    if part.seconds is not None:
+        metadata["duration"] = round(part.seconds, 2)
+    return {"role": "assistant", "content": fenced(part.detail), "metadata": metadata}
+
+
+def fenced(text: str) -> str:
+    """Text as a block that Markdown leaves alone, whatever it holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def answered(history: Sequence[dict]) -> list[dict]:
-    """The history without our own error boxes, and without the questions that got nothing else."""
+    """The history without what we folded in, and without the questions that got no answer."""
     kept: list[dict] = []
     for message in history:
-        if (message.get("metadata") or {}).get("title") != NO_ANSWER:
+        title = (message.get("metadata") or {}).get("title")
+        if not title:
             kept.append(message)
-        elif kept and kept[-1]["role"] == "user":
+        elif title == NO_ANSWER and kept and kept[-1]["role"] == "user":
             kept.pop()
     return kept
 

@@ -1,5 +1,6 @@
 """The command `labkit`: run the course, look at the machine, serve a model."""
 
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import labkit
+from labkit import screen
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(_paired(list(arguments)), prog_name="labkit")
     except LabError as error:
-        _print_error(error)
+        screen.show_error(error)
         raise SystemExit(1) from None
 
 
@@ -91,6 +93,10 @@ def sweep(
         Path | None, typer.Option(help="Folder; the same command in it goes on where it stopped.")
     ] = None,
     timeout: Timeout = 600,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on this Ray cluster: HOST:PORT, or auto."),
+    ] = None,
 ) -> None:
     """Run a notebook for every combination: labkit sweep 04 --grid MAX_MODEL_LEN=512,1024"""
     from labkit.parameters import Text
@@ -100,7 +106,8 @@ def sweep(
     def run() -> "RunReport":
         from labkit import grids, sweeps
 
-        return sweeps.run(notebook, grids.parse(grid), fixed, out=out, timeout=timeout)
+        grids_of = grids.parse(grid)
+        return sweeps.run(notebook, grids_of, fixed, out=out, timeout=timeout, ray=ray)
 
     _conclude(run)
 
@@ -118,7 +125,7 @@ def doctor(
 
         print(json.dumps([asdict(check) for check in found], indent=1, ensure_ascii=False))
     else:
-        _print_checks(found)
+        screen.show_checks(found)
     raise typer.Exit(1 if any(check.status == "fail" for check in found) else 0)
 
 
@@ -193,6 +200,33 @@ def serve(
     raise LabError("The server ended.", "Its log tells why.", f"Read {server.log_path}.")
 
 
+@app.command()
+def chat(
+    base_url: Annotated[str, typer.Option(help="The server; VLLM_API_KEY holds its key.")],
+    system: Annotated[str, typer.Option(help="The system prompt.")] = "",
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.45,
+    max_tokens: Annotated[int, typer.Option(help="That a reply may have.")] = 512,
+) -> None:
+    """Chat in the terminal with a server that runs."""
+    from labkit import terminal
+
+    server = labkit.attach(base_url, os.environ.get("VLLM_API_KEY", "EMPTY"))
+    sampling = labkit.Sampling(temperature=temperature, max_tokens=max_tokens)
+    terminal.converse(labkit.Chat(server, system, sampling))
+
+
+@app.command()
+def account(
+    file: Annotated[Path, typer.Argument(help="Where the accounts are kept, as hashes.")],
+    user: Annotated[str, typer.Argument(help="Who may log in.")],
+) -> None:
+    """Add an account for the chat, or change its password."""
+    from labkit import accounts
+
+    accounts.save(file, user, typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+    print(f"{user} may log in where accounts=Path({str(file)!r}) is given.")
+
+
 def _run(notebooks: list[str], parameters: dict[str, Any], out: Path, timeout: float) -> None:
     """Run notebooks and exit by what became of them."""
 
@@ -244,33 +278,6 @@ def _values(pairs: list[str] | None) -> dict[str, str]:
     if any(not (name and equals) for name, equals, _ in split):
         raise typer.BadParameter("-p takes a name and a value, such as -p MAX_MODEL_LEN 1024.")
     return {name: value for name, _, value in split}
-
-
-def _print_error(error: LabError) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text(error.what, "bold red"))
-    for label, said in (("Why: ", error.why), ("Next:", error.next)):
-        if said:
-            console.print(Text.assemble((f"{label} ", "bold"), said))
-
-
-def _print_checks(found: list) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    marks = {"ok": Text("✓", "green"), "warn": Text("!", "yellow"), "fail": Text("✗", "bold red")}
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    for check in found:
-        said = Text(check.finding)
-        if check.advice:
-            said.append(f"\n{check.advice}", "dim" if check.status == "ok" else "italic")
-        table.add_row(marks[check.status], Text(check.name, "bold"), said)
-    Console().print(table)
 
 
 if __name__ == "__main__":

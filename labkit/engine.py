@@ -1,22 +1,17 @@
 """The real vllm.LLM in this kernel: one at a time, started and ended cleanly."""
 
-import ctypes
-import gc
 import json
 import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-import psutil
-
-from labkit import faults, hardware, logs
+from labkit import faults, hardware, heap, logs
 from labkit.errors import EngineError
 from labkit.settings import EngineSettings
 
@@ -44,7 +39,7 @@ class Engine:
             self.settings = model.but(**overrides) if overrides else model
         else:
             self.settings = EngineSettings.for_machine(model, **overrides)
-        # In one process a further engine starts in 2 s instead of 40. On a GPU that mode
+        # In one process a further engine starts in 0.3 s instead of 10. On a GPU that mode
         # does not give the memory back (vllm-project/vllm#21073).
         on_cpu = hardware.look().accelerator == "cpu"
         self.in_process = on_cpu if in_process is None else in_process
@@ -77,7 +72,8 @@ class Engine:
         if not self.in_process:
             self._guard = _watch_engines()
         try:
-            self._load()
+            with _environment(self.settings.environment()):
+                self._load()
         except BaseException:
             self._end_guard()
             raise
@@ -89,12 +85,13 @@ class Engine:
         global _current
         if self._llm is None:
             return
-        before = _memory_in_use()
+        before = heap.memory_in_use()
         llm, self._llm = self._llm, None
-        llm.llm_engine.engine_core.shutdown()
+        with heap.stopping():
+            llm.llm_engine.engine_core.shutdown()
         _retire(llm)
         del llm
-        freed = before - _settle()
+        freed = before - heap.settle()
         self._end_guard()
         _current = None if _current is self else _current
         print(f"engine stopped, {max(0, freed) / 1e6:,.0f} MB freed", flush=True)
@@ -111,7 +108,7 @@ class Engine:
             try:
                 self._llm = stages.poll_during(lambda: self._construct(stages))
             except Exception as error:
-                _settle()
+                heap.settle()
                 text = f"{stages.text()}\n{type(error).__name__}: {error}"
                 raise EngineError(*faults.explain(text, self.log_path)) from error
             stages.show(f"ready: KV cache for {self.kv_cache_tokens:,} tokens")
@@ -123,12 +120,16 @@ class Engine:
             stages.show("importing vLLM")
         from vllm import LLM
 
-        return LLM(**self.settings.llm_kwargs())
+        with heap.starting() if self.in_process else nullcontext():
+            return LLM(**self.settings.llm_kwargs())
 
     def _prepare_environment(self) -> None:
         """What vLLM reads from the environment when an engine is made."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.in_process else "1"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self.in_process:
+            # Each process of a compiler pool imports torch again, which a small pod cannot spare.
+            os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(_logging_config(_kernel_log()))
 
     def _end_guard(self) -> None:
@@ -155,27 +156,15 @@ def _retire(llm: "LLM") -> None:
     llm.__class__ = _StoppedLLM
 
 
-def _settle() -> int:
-    """Give memory back to the system and wait until usage is stable; returns it in bytes."""
-    gc.collect()
-    # glibc keeps freed memory for itself until it is told to trim.
-    ctypes.CDLL(None).malloc_trim(0)
-    used, deadline = _memory_in_use(), time.monotonic() + 10
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
-        used, before = _memory_in_use(), used
-        if abs(used - before) < hardware.MIB:
-            break
-    return used
-
-
-def _memory_in_use() -> int:
-    """Bytes that engines take: this process and its children, and the GPUs' used memory."""
-    kernel = psutil.Process()
-    processes = [kernel, *kernel.children(recursive=True)]
-    gpus = hardware.look().gpus
-    resident = sum(p.memory_info().rss for p in processes if p.is_running())
-    return resident + sum(g.total_bytes - g.free_bytes for g in gpus)
+@contextmanager
+def _environment(given: dict[str, str]) -> Iterator[None]:
+    """Variables for one start only: the next engine may have another number of ranks."""
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            del os.environ[name]
 
 
 def _kernel_log() -> Path:

@@ -44,6 +44,10 @@ class ChatError(LabError):
     """A chat request could not be made or was refused."""
 
 
+class ToolError(LabError):
+    """A function or server cannot be offered to a model as a tool."""
+
+
 class RunError(LabError):
     """A run of notebooks cannot be started as asked."""
 

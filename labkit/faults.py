@@ -94,6 +94,12 @@ CATALOGUE = [
         "Set tensor_parallel_size={1} or less.",
     ),
     Fault(
+        r"Not enough allowed NUMA nodes to bind threads of (\d+)",
+        "There are not {0} processors here for {0} ranks.",
+        "On a CPU each rank of a tensor parallel engine takes at least one.",
+        "Lower tensor_parallel_size.",
+    ),
+    Fault(
         r"Bfloat16 is only supported on GPUs with compute capability",
         "This GPU cannot compute in bfloat16.",
         "That needs compute capability 8.0 (Ampere); a T4 has 7.5.",

@@ -10,7 +10,7 @@ import html
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,6 +94,53 @@ def forwards(server: Mapping, port: int) -> bool:
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.status_code in (301, 302, 303, 307, 401, 403)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to an app, and what came of trying it; `trouble` is empty where it works."""
+
+    address: str
+    whose: str
+    trouble: str = ""
+
+
+def ways(place: Place, environ: Mapping[str, str] = os.environ) -> list[Way]:
+    """Try the app on this machine itself and, where the frame goes through Jupyter, that too."""
+    found = [Way(place.direct, "a browser on the kernel's machine", _trouble(place.direct, {}))]
+    server = jupyter_server(environ)
+    if place.root_path and server:
+        # As the learner who looks at the notebook: with the server's own token, or the hub's.
+        token = server.get("token") or environ.get("JUPYTERHUB_API_TOKEN", "")
+        address = f"{server['url'].rstrip('/')}/proxy/{place.port}/"
+        trouble = _trouble(address, {"Authorization": f"token {token}"})
+        found.insert(0, Way(place.src, "your browser, at the notebook's own address", trouble))
+    return found
+
+
+def _trouble(address: str, headers: Mapping[str, str]) -> str:
+    """Why no Gradio app answers at that address; empty if one does."""
+    import httpx
+
+    try:
+        answer = httpx.get(address, headers=headers, timeout=10, trust_env=False, verify=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{type(error).__name__}: {error}"
+    if answer.status_code == 200 and "gradio" in answer.text:
+        return ""
+    return f"it answers {answer.status_code}, and not with the app"
+
+
+def report(title: str, tried: Sequence[Way]) -> str:
+    """Lines that say which ways work, and what to do where none does."""
+    width = max(len(way.address) for way in tried)
+    lines = [
+        f"  {'✗' if way.trouble else '✓'} {way.address:{width}}  {way.trouble or way.whose}"
+        for way in tried
+    ]
+    if all(way.trouble for way in tried):
+        lines.append("No way works: run the cell that shows the chat again.")
+    return "\n".join([f"{title}: where it answers", *lines])
 
 
 def show(place: Place, height: int, title: str) -> None:

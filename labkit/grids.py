@@ -40,9 +40,7 @@ def combinations(grid: Mapping[str, Sequence[object]]) -> Iterator[dict[str, obj
         yield dict(zip(grid, choice, strict=True))
 
 
-def accepted(
-    chosen: dict[str, object], takes: Mapping[str, Any], name: str
-) -> dict[str, object]:
+def accepted(chosen: dict[str, object], takes: Mapping[str, Any], name: str) -> dict[str, object]:
     """The values as the notebook will get them, once vLLM could start with them."""
     taken = notebook_parameters.share_out(chosen, {name: takes})[name]
     defaults = {name: _literal(takes[name].default) for name in takes}

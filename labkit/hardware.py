@@ -16,6 +16,7 @@ MIB = 1 << 20
 # vLLM 0.32 has no kernels below 7.5 (Turing), and bfloat16 needs 8.0 (Ampere).
 MIN_COMPUTE_CAPABILITY = (7, 5)
 BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+THREADS_BIND = "VLLM_CPU_OMP_THREADS_BIND"  # vLLM's variable
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,30 @@ def node_bytes() -> int:
     It can change while the machine runs, where a hypervisor lends memory out.
     """
     first = min(os.sched_getaffinity(0))
-    for node in sorted(Path("/sys/devices/system/node").glob("node[0-9]*")):
+    for node in _nodes():
         total = re.search(r"MemTotal:\s+(\d+) kB", _read(node / "meminfo") or "")
         if total and first in _numbers(_read(node / "cpulist") or ""):
             return int(total[1]) * 1024
     return psutil.virtual_memory().total
+
+
+def thread_binding(ranks: int) -> str | None:
+    """The processors of each rank, in the form of THREADS_BIND; None where vLLM sees to it.
+
+    Left to itself vLLM 0.32 gives each rank a NUMA node of a CPU, and does not start where there
+    are fewer (utils/ompmultiprocessing.py), which is on nearly every machine.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    if ranks <= max(1, len(_nodes())) or ranks > len(cpus) or os.environ.get(THREADS_BIND):
+        return None
+    each = len(cpus) // ranks
+    shares = (cpus[rank * each : (rank + 1) * each] for rank in range(ranks))
+    return "|".join(",".join(map(str, share)) for share in shares)
+
+
+def _nodes() -> list[Path]:
+    """The folders of this machine's NUMA nodes."""
+    return sorted(Path("/sys/devices/system/node").glob("node[0-9]*"))
 
 
 def _numbers(ranges: str) -> set[int]:

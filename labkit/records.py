@@ -142,10 +142,13 @@ def saved(folder: Path) -> list[NotebookRun]:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide how a run goes, where installed."""
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """The versions of Python and of packages, by default those that decide how a run goes.
+
+    Packages that are not installed are left out.
+    """
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from labkit.records import NotebookRun, RunReport
 __all__ = ["Interrupted", "conduct", "course", "find", "limits_of", "run"]
 
 Display = Callable[[RunReport], AbstractContextManager[Callable[[NotebookRun], object]]]
+# Executes the records given, and yields each when it is over.
+Executor = Callable[[Sequence[NotebookRun], RunReport, Limits], Iterator[NotebookRun]]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,7 +57,23 @@ def limits_of(cell: float, notebook: float = math.inf) -> Limits:
     return Limits(math.ceil(cell), notebook)
 
 
-def conduct(result: RunReport, limits: Limits, display: Display = progress.show) -> RunReport:
+def one_by_one(
+    pending: Sequence[NotebookRun], result: RunReport, limits: Limits
+) -> Iterator[NotebookRun]:
+    """Executes notebooks on this machine, one after the other."""
+    for record in pending:
+        record.status = "running"
+        report.write(result)
+        execute(record, result.folder, limits, moved=lambda: report.write(result))
+        yield record
+
+
+def conduct(
+    result: RunReport,
+    limits: Limits,
+    display: Display = progress.show,
+    executor: Executor = one_by_one,
+) -> RunReport:
     """Execute what of a report is not over yet, and keep its files up to date.
 
     Raises Interrupted.
@@ -64,10 +82,8 @@ def conduct(result: RunReport, limits: Limits, display: Display = progress.show)
     started, before = time.monotonic(), result.seconds
     try:
         with display(result) as over:
-            for record in [record for record in result.notebooks if not record.over]:
-                record.status = "running"
-                report.write(result)
-                execute(record, result.folder, limits, moved=lambda: report.write(result))
+            pending = [record for record in result.notebooks if not record.over]
+            for record in executor(pending, result, limits):
                 over(record)
     except KeyboardInterrupt:
         raise Interrupted(result) from None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 STOP_SECONDS = 30
+CHAT_TOKENS = 1024  # of one turn of a chat: some history, the question, and room for the reply
 
 
 class Server:
@@ -132,6 +133,24 @@ class Server:
             return httpx.get(self.root_url + path, timeout=10).status_code == 200
         except httpx.TransportError:
             return False
+
+    def capacity(self, tokens: int = CHAT_TOKENS) -> int | None:
+        """How many requests of that many tokens the server can run at once.
+
+        Its KV cache must hold them all, and the scheduler may have a limit of its own. None where
+        /metrics does not tell, as on a server that is not vLLM's.
+        """
+        from prometheus_client.parser import text_string_to_metric_families
+
+        try:
+            text = httpx.get(f"{self.root_url}/metrics", timeout=10).raise_for_status().text
+            families = {each.name: each for each in text_string_to_metric_families(text)}
+            cache = families["vllm:cache_config_info"].samples[0].labels
+            held = int(cache["num_gpu_blocks"]) // -(-tokens // int(cache["block_size"]))
+        except (httpx.HTTPError, KeyError, IndexError, ValueError):
+            return None
+        most = self.settings.max_num_seqs if self.settings else None
+        return max(1, min(held, most or held))
 
     def models(self) -> list[str]:
         """The names the server lists under our key; raises httpx.HTTPError when it does not."""

@@ -1,5 +1,6 @@
 """One set of engine settings, rendered as LLM keywords or as a server's command line."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ class EngineSettings(BaseModel):
     max_num_batched_tokens: int | None = Field(None, ge=1)
     enable_prefix_caching: bool | None = None
     generation_config: str | None = None
+    structured_outputs_config: dict[str, Any] | None = None
+    stream_interval: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0)
 
     host: str = "127.0.0.1"
@@ -99,10 +102,17 @@ class EngineSettings(BaseModel):
         kwargs = self.model_dump(exclude=SERVER_ONLY, exclude_defaults=True)
         return kwargs | {"use_tqdm_on_load": False}
 
+    def environment(self) -> dict[str, str]:
+        """What vLLM wants to find in the environment besides, under these settings."""
+        on_cpu = hardware.look().accelerator == "cpu"
+        binding = hardware.thread_binding(self.tensor_parallel_size) if on_cpu else None
+        return {hardware.THREADS_BIND: binding} if binding else {}
+
     def llm_call(self) -> str:
         """The call to vllm.LLM as one would type it here."""
+        before = "".join(f"os.environ[{k!r}] = {v!r}\n" for k, v in self.environment().items())
         arguments = "".join(f"    {k}={v!r},\n" for k, v in self._shown().llm_kwargs().items())
-        return f"LLM(\n{arguments})"
+        return f"{before}LLM(\n{arguments})"
 
     def server_args(self) -> list[str]:
         """The server's command line arguments, in vLLM's spelling."""
@@ -114,7 +124,7 @@ class EngineSettings(BaseModel):
             elif value is False:
                 args.append("--no-" + flag.removeprefix("--"))
             elif value is not None:
-                args += [flag, str(value)]
+                args += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
         return args if self.host != "127.0.0.1" else [*args, "--host", self.host]
 
     def server_command(self, build: str | None = None) -> list[str]:
@@ -133,7 +143,8 @@ class EngineSettings(BaseModel):
 
     def server_call(self) -> str:
         """The server's command as one would type it here; the key comes by the environment."""
-        return f"VLLM_API_KEY=... {_shell(self._shown().server_command())}"
+        before = "".join(f"{k}={shlex.quote(v)} " for k, v in self.environment().items())
+        return f"{before}VLLM_API_KEY=... {_shell(self._shown().server_command())}"
 
     def _shown(self) -> Self:
         """The same, with the path of a local model as one would type it here."""

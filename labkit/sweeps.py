@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from labkit import parameters as notebook_parameters
 from labkit import progress, records, runs, tables
+from labkit.cluster import Cluster
 from labkit.course import find, read
 from labkit.engine import Engine
 from labkit.errors import EngineError, RunError
@@ -73,20 +74,23 @@ def run(
     out: str | Path | None = None,
     timeout: float = 600,
     display: runs.Display = progress.show,
+    ray: str | None = None,
 ) -> RunReport:
     """Run a notebook with each combination of the grid, and write the table of the results.
 
     Runs that an earlier sweep of the same grid, notebook and folder has done are not done again.
+    `ray` is the address of a Ray cluster to run them on, "auto" for the one this machine is in.
     Raises RunError before anything starts, and runs.Interrupted.
     """
     limits = runs.limits_of(timeout)
+    executor = Cluster(ray) if ray else runs.one_by_one
     planned = plan(notebook, grid, fixed or {})
     folder = _folder(out, planned)
     with _alone_in(folder):
         result = RunReport(folder, _resumed(folder, planned))
         result.seconds = sum(record.seconds for record in result.notebooks)
         try:
-            return runs.conduct(result, limits, display)
+            return runs.conduct(result, limits, display, executor)
         finally:
             tables.write(result, list(grid))
 

@@ -11,7 +11,7 @@ from typing import Self
 from labkit import accounts as doors
 from labkit import chatpage, frame, loopback
 from labkit.chat import SYSTEM, Sampling
-from labkit.chatpage import CONCURRENCY, EXAMPLES, TITLE, Reply, build
+from labkit.chatpage import EXAMPLES, TITLE, Reply, build, capacity
 from labkit.errors import ChatError
 
 __all__ = ["Reply", "WebChat", "build"]
@@ -28,8 +28,8 @@ class WebChat:
 
     `accounts` is None, (user, password), a list of such pairs, or a function of both that
     returns True or False. `height` is the frame's, in pixels; up to `concurrency` replies stream
-    at once. Raises ChatError for what cannot work, and for accounts that are no protection where
-    `host` is not loopback.
+    at once, by default as many as the server can write. Raises ChatError for what cannot work,
+    and for accounts that are no protection where `host` is not loopback.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class WebChat:
         port: int | None = None,
         name: str = "chat",
         height: int = 560,
-        concurrency: int = CONCURRENCY,
+        concurrency: int | None = None,
     ) -> None:
         self.accounts = doors.check(accounts, host)
         _check_port(port)
         self.host, self.port, self.name = host, port, name
-        self.title, self.height, self.concurrency = title, height, concurrency
+        self.title, self.height = title, height
+        self.concurrency = concurrency or capacity(reply)
         self.place: frame.Place | None = None
         self._closing = Event()
         self._app = build(
@@ -60,7 +61,7 @@ class WebChat:
             system=system,
             sampling=sampling,
             examples=examples,
-            concurrency=concurrency,
+            concurrency=self.concurrency,
         )
 
     @property
@@ -71,13 +72,7 @@ class WebChat:
     @property
     def url(self) -> str:
         """The address on the kernel's machine. Raises ChatError while the app is not running."""
-        if self.place is None or not self.running:
-            raise ChatError(
-                "The chat has no address.",
-                "It has not been started, or it was closed.",
-                "Call its show() first.",
-            )
-        return self.place.direct
+        return self._place().direct
 
     @property
     def shown(self) -> bool:
@@ -88,6 +83,10 @@ class WebChat:
         """Launch the app and display it here: in a frame, or as its address without a browser."""
         self.start()
         frame.show(self.place, self.height, self.title)
+
+    def check(self) -> None:
+        """Try each way to the app, and print the addresses that work, and why others do not."""
+        print(frame.report(self.title, frame.ways(self._place())))
 
     def start(self) -> Self:
         """Launch the app without displaying it. Raises a LabError where no port can be had."""
@@ -124,6 +123,15 @@ class WebChat:
 
     def __repr__(self) -> str:
         return f"<WebChat {self.title!r} {self.url if self.running else 'not running'}>"
+
+    def _place(self) -> frame.Place:
+        if self.place is None or not self.running:
+            raise ChatError(
+                "The chat has no address.",
+                "It has not been started, or it was closed.",
+                "Call its show() first.",
+            )
+        return self.place
 
     def _launch(self, port: int) -> None:
         self._closing.clear()

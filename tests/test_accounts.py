@@ -1,18 +1,48 @@
-"""Accounts: the article's three forms are read, and weak ones never face a network."""
+"""Accounts: all forms are read, weak ones never face a network, and guessing is slow."""
+
+import asyncio
+import json
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from typer.testing import CliRunner
 
 from labkit import accounts
+from labkit.cli import app
 from labkit.errors import ChatError
 
 STRONG = ("zhangsan", "blue-kettle-42")
 
 
-def test_the_three_forms_come_out_as_gradio_takes_them():
+def finished(coroutine):
+    """What it returns, from a thread of its own: in this one playwright's event loop may run."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def enters(door, user, password) -> bool:
+    return finished(door(user, password))
+
+
+def test_without_accounts_there_is_no_door_on_loopback():
     assert accounts.check(None, "127.0.0.1") is None
-    assert accounts.check(("ann", "123456"), "127.0.0.1") == [("ann", "123456")]
-    assert accounts.check([("ann", "a"), ["bob", "b"]], "localhost") == [("ann", "a"), ("bob", "b")]
-    assert accounts.check(str.__eq__, "::1") is str.__eq__
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("ann", "123456"),
+        [("bob", "b"), ["ann", "123456"]],
+        lambda user, password: (user, password) == ("ann", "123456"),
+    ],
+)
+def test_the_three_forms_let_in_who_has_an_account(given):
+    door = accounts.check(given, "localhost")
+    assert enters(door, "ann", "123456")
+    assert not enters(door, "ann", "12345")
+    assert not enters(door, "eve", "123456")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +80,104 @@ def test_a_weak_password_on_an_open_bind_is_refused_and_not_repeated(password, w
 
 
 def test_strong_accounts_and_functions_may_face_a_network():
-    assert accounts.check(STRONG, "0.0.0.0") == [STRONG]
-    assert callable(accounts.check(lambda user, password: False, "0.0.0.0"))
+    assert enters(accounts.check(STRONG, "0.0.0.0"), *STRONG)
+    assert not enters(accounts.check(lambda user, password: False, "0.0.0.0"), *STRONG)
+
+
+# the file
+
+
+def test_a_file_keeps_hashes_alone_and_is_for_its_owner(tmp_path):
+    file = tmp_path / "accounts.json"
+    accounts.save(file, *STRONG)
+    accounts.save(file, "lisi", "green-teapot-17")
+    text = file.read_text()
+    assert "blue-kettle-42" not in text and set(json.loads(text)) == {"zhangsan", "lisi"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    door = accounts.check(file, "0.0.0.0")
+    assert enters(door, *STRONG) and enters(door, "lisi", "green-teapot-17")
+    assert not enters(door, "zhangsan", "green-teapot-17")
+    assert not enters(door, "nobody", "nobody has this password")
+
+
+def test_saving_again_changes_the_password(tmp_path):
+    file = tmp_path / "accounts.json"
+    accounts.save(file, *STRONG)
+    accounts.save(file, "zhangsan", "red-lantern-88")
+    door = accounts.check(file, "127.0.0.1")
+    assert enters(door, "zhangsan", "red-lantern-88") and not enters(door, *STRONG)
+
+
+def test_a_weak_password_is_not_saved(tmp_path):
+    with pytest.raises(ChatError, match="no protection"):
+        accounts.save(tmp_path / "accounts.json", "ann", "123456")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"ann": "123456"}'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    file = tmp_path / "accounts.json"
+    file.write_text(text)
+    with pytest.raises(ChatError, match="cannot be read"):
+        accounts.check(file, "127.0.0.1")
+
+
+def test_the_command_adds_an_account(tmp_path):
+    file, typed = tmp_path / "accounts.json", f"{STRONG[1]}\n" * 2
+    done = CliRunner().invoke(app, ["account", str(file), STRONG[0]], input=typed)
+    assert done.exit_code == 0 and STRONG[1] not in done.output
+    assert enters(accounts.check(file, "127.0.0.1"), *STRONG)
+
+
+# guessing
+
+
+def test_each_wrong_password_makes_the_next_answer_slower(monkeypatch):
+    monkeypatch.setattr(accounts, "FIRST_DELAY", 0.05)
+    door = accounts.check(STRONG, "127.0.0.1")
+
+    async def guess(times: int) -> list[float]:
+        taken = []
+        for number in range(times):
+            begun = time.monotonic()
+            assert not await door("zhangsan", f"guess {number}")
+            taken.append(time.monotonic() - begun)
+        return taken
+
+    taken = finished(guess(4))
+    assert all(after > 1.5 * before for before, after in zip(taken, taken[1:], strict=False))
+
+
+def test_guessing_in_parallel_gains_nothing(monkeypatch):
+    monkeypatch.setattr(accounts, "FIRST_DELAY", 0.05)
+    door = accounts.check([STRONG, ("lisi", "green-teapot-17")], "127.0.0.1")
+
+    async def rush() -> tuple[float, float]:
+        begun = time.monotonic()
+        guesses = [asyncio.create_task(door("zhangsan", str(n))) for n in range(4)]
+        assert await door("lisi", "green-teapot-17")
+        other = time.monotonic() - begun
+        await asyncio.gather(*guesses)
+        return other, time.monotonic() - begun
+
+    other, all_four = finished(rush())
+    assert all_four >= 0.05 * (1 + 2 + 4 + 8)
+    assert other < all_four / 2, "others must not wait"
+
+
+def test_a_right_password_ends_the_delays(monkeypatch):
+    monkeypatch.setattr(accounts, "FIRST_DELAY", 0.02)
+    door = accounts.check(STRONG, "127.0.0.1")
+
+    async def visit() -> float:
+        for number in range(3):
+            await door("zhangsan", str(number))
+        assert await door(*STRONG)
+        begun = time.monotonic()
+        await door("zhangsan", "wrong once more")
+        return time.monotonic() - begun
+
+    assert finished(visit()) < 0.02 * 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from gradio_client import Client
 from labkit import chatpage
 from labkit.chat import SYSTEM, Chat, Sampling, flatten
 from labkit.errors import ChatError, LabError
+from labkit.parts import Speed, Step
 from labkit.webchat import WebChat
 
 SETTINGS = ["Be brief.", 0.1, 0.5, 33, 1.1, "151645, 151643"]
@@ -26,7 +27,7 @@ class Recorder:
         self.asked.append((message, flatten(history), system, sampling))
         words = message.split()
         for end in range(1, len(words) + 1):
-            time.sleep(0.02)
+            time.sleep(2 * chatpage.REFRESH)
             yield " ".join(words[:end])
 
 
@@ -144,9 +145,10 @@ def test_the_real_model_streams_its_own_answer(server):
     with WebChat(Chat(server).stream) as chat:
         client = connect(chat)
         for question in ("广州有什么好玩的景点？", "白云山要门票吗？"):
-            states = ask(client, question, settings)
-            assert len(states) > 3
-            assert states[-1] == direct.send(question)
+            assert ask(client, question, settings)[-1] == direct.send(question)
+        # Long enough to be drawn many times, however fast the machine is.
+        states = ask(client, "Count from 1 to 60.", [*settings[:3], 400, *settings[4:]])
+        assert len(states) > 3 and states[-1].endswith(" 60.")
 
 
 # what goes wrong
@@ -219,3 +221,59 @@ def test_what_is_no_function_is_refused():
     with pytest.raises(ChatError, match="cannot answer") as caught:
         WebChat(object())
     assert "chat.stream" in caught.value.next
+
+
+# several models, and what is folded away
+
+
+def test_one_of_several_models_answers():
+    def says(word):
+        return lambda message, history, system, sampling: word
+
+    with WebChat({"small": says("little"), "large": says("much")}) as chat:
+        client = connect(chat)
+        assert ask(client, "hi", [*SETTINGS, "large"]) == ["much"]
+        assert ask(client, "hi", [*SETTINGS, "small"]) == ["little"]
+
+
+def test_what_is_no_function_among_several_is_refused():
+    with pytest.raises(ChatError, match="str cannot answer"):
+        WebChat({"small": "little"})
+
+
+def test_steps_and_speed_are_folded_and_not_sent_back():
+    asked = []
+
+    def reply(message, history, system, sampling):
+        asked.append(history)
+        step = Step("get_time", "get_time(city='Oslo')\n```12:00```", ok=True, seconds=0.25)
+        yield [step]
+        yield [step, "It is noon.", Speed(4, 0.1, 0.2)]
+
+    with WebChat(reply) as chat:
+        client = connect(chat)
+        *_, last = ask(client, "What time is it?")
+        step, text, speed = last
+        assert step["metadata"]["title"] == "⚙ get_time" and step["metadata"]["duration"] == 0.25
+        assert step["content"].startswith("````text\n") and "```12:00```" in step["content"]
+        assert text == "It is noon."
+        assert speed["metadata"]["title"] == "4 tokens · 30 tokens/s · first after 0.10 s"
+        ask(client, "And now?")
+    assert flatten(asked[1]) == [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": "It is noon."},
+    ]
+
+
+def test_a_fast_reply_is_not_drawn_more_often_than_one_can_see():
+    begun = time.monotonic()
+
+    def reply(message, history, system, sampling):
+        for count in range(1, 501):
+            time.sleep(0.001)
+            yield "x" * count
+
+    with WebChat(reply) as chat:
+        states = ask(connect(chat), "go")
+    assert states[-1] == "x" * 500
+    assert 3 < len(states) < 2 + (time.monotonic() - begun) / chatpage.REFRESH

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from labkit import cli
+from labkit import cli, screen
 from labkit.errors import LabError
 from labkit.logs import shorten
 
@@ -110,7 +110,7 @@ def test_parameters_come_in_pairs(given, paired):
 
 
 def test_an_error_is_three_sentences(capsys):
-    cli._print_error(LabError("[what] happened.", "Because [of it].", "Do [this]."))
+    screen.show_error(LabError("[what] happened.", "Because [of it].", "Do [this]."))
     assert capsys.readouterr().err == (
         "[what] happened.\nWhy:  Because [of it].\nNext: Do [this].\n"
     )

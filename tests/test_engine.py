@@ -1,5 +1,6 @@
 """The real engine, in this process: what it starts, what it refuses, what it leaves."""
 
+import gc
 import logging
 import os
 import signal
@@ -95,12 +96,22 @@ def test_starting_another_ends_the_first_whoever_names_it():
 
 def test_memory_comes_back():
     resident = []
-    for _ in range(4):
+    for _ in range(20):
         with labkit.Engine("tiny", **SMALL | {"kv_cache_memory_bytes": 64 * hardware.MIB}):
             pass
         resident.append(psutil.Process().memory_info().rss)
     # The first start leaves caches behind; after that nothing may pile up.
     assert abs(resident[-1] - resident[1]) < 0.05 * resident[1]
+
+
+def test_garbage_is_collected_as_before_once_an_engine_has_come_and_gone():
+    collect = gc.collect
+    with labkit.Engine("tiny", **SMALL):
+        assert gc.get_freeze_count() > 0  # vLLM's and ours, for as long as it runs
+    assert gc.collect is collect and gc.get_freeze_count() == 0
+    with pytest.raises(EngineError):
+        labkit.Engine("tiny", max_model_len=512, kv_cache_memory_bytes=hardware.MIB // 16).start()
+    assert gc.collect is collect and gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,11 @@ def test_memory_comes_back():
         ({"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.01}, "gpu_memory_utilization"),
         ({"quantization": "awq"}, "Leave quantization out"),
         ({"tensor_parallel_size": 3}, "tensor_parallel_size"),
+        pytest.param(
+            {"tensor_parallel_size": 8},
+            "tensor_parallel_size",
+            marks=pytest.mark.skipif(labkit.look().cpus >= 8, reason="here they would start"),
+        ),
     ],
 )
 def test_a_failed_start_says_what_to_do_and_leaves_nothing(overrides, advice):

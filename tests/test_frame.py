@@ -162,6 +162,24 @@ def test_a_chat_with_accounts_streams_through_jupyter(jupyter):
     assert pieces[-1] - pieces[0] > 0.1, "all at once: the proxy held the stream back"
 
 
+def test_the_self_check_says_which_addresses_work(jupyter, capsys):
+    with WebChat(reply, ("ann", "secret")) as chat:
+        chat.check()
+        direct, src = chat.place.direct, chat.place.src
+        assert capsys.readouterr().out.splitlines() == [
+            "Chat: where it answers",
+            f"  ✓ {src:{len(direct)}}  your browser, at the notebook's own address",
+            f"  ✓ {direct:{len(src)}}  a browser on the kernel's machine",
+        ]
+        place = chat.place
+    refused = frame.ways(place)
+    assert [way.address for way in refused] == [src, direct]
+    assert "answers 500" in refused[0].trouble or "answers 599" in refused[0].trouble
+    assert "ConnectError" in refused[1].trouble
+    told = frame.report("Chat", refused)
+    assert told.count("✗") == 2 and told.endswith("run the cell that shows the chat again.")
+
+
 def stream(browser: httpx.Client, config: dict, message: str) -> list[float]:
     """Ask as the page does; returns the time at which each piece of the reply arrived."""
     chat = next(call["id"] for call in config["dependencies"] if call["api_name"] == "chat")

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -54,6 +55,21 @@ def test_old_cards_and_the_wrong_build_fall_back_to_the_cpu():
 
     assert on("gpu", t4) == "gpu" and t4.dtype == "half"
     assert on("gpu", v100) == "cpu" and on("cpu", t4) == "cpu" and on("gpu") == "cpu"
+
+
+def test_ranks_share_the_processors_where_vllm_would_refuse(monkeypatch):
+    monkeypatch.delenv(hardware.THREADS_BIND, raising=False)
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 6})
+    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0")])
+    assert hardware.thread_binding(1) is None
+    assert hardware.thread_binding(2) == "0,1|2,3"
+    assert hardware.thread_binding(5) == "0|1|2|3|6"
+    assert hardware.thread_binding(6) is None, "vLLM says that there are too few"
+    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0"), Path("node1")])
+    assert hardware.thread_binding(2) is None, "a node for each: vLLM sees to it"
+    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0")])
+    monkeypatch.setenv(hardware.THREADS_BIND, "0|3")
+    assert hardware.thread_binding(2) is None, "what the user has chosen stays"
 
 
 def test_looking_loads_nothing_heavy():

@@ -1,6 +1,7 @@
 """The planner: exact where the config decides, and held to what the real engine reports."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -8,7 +9,7 @@ from itertools import product
 import pytest
 
 import labkit
-from labkit import hardware, memory, shapes, weights
+from labkit import hardware, memory, shapes, twin, weights
 from labkit.advice import recommend
 from labkit.errors import SettingsError, WeightsError
 from labkit.hardware import GIB, MIB
@@ -225,6 +226,31 @@ def test_a_cache_of_a_given_size_holds_what_was_predicted(name, cache, block, le
 
 
 @pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
+@pytest.mark.parametrize(
+    ("setting", "choice"),
+    [
+        ({"kv_cache_dtype": "fp8"}, {"kv_bits": 8}),
+        ({"tensor_parallel_size": 2}, {"tensor_parallel_size": 2}),
+    ],
+)
+def test_eight_bits_and_two_ranks_double_the_tokens(setting, choice):
+    if "tensor_parallel_size" in setting and hardware.look().cpus < 2:
+        pytest.skip("two ranks take two processors")
+    from vllm import SamplingParams
+
+    size = {"max_model_len": 512, "kv_cache_memory_bytes": 12 * MIB}
+    plain = plan(shapes.find("tiny"), Place.here(), Choices(**size))
+    found = plan(shapes.find("tiny"), Place.here(), Choices(**size, **choice))
+    with labkit.Engine("tiny", **size, **setting) as engine:
+        assert engine.kv_cache_tokens == found.kv_tokens == 2 * plain.kv_tokens
+        params = SamplingParams(temperature=0, max_tokens=40)
+        question = [{"role": "user", "content": "What is AWQ?"}]
+        [said] = engine.llm.chat(question, params, use_tqdm=False)
+        assert "4 bits" in said.outputs[0].text
+    assert hardware.THREADS_BIND not in os.environ
+
+
+@pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
 @pytest.mark.parametrize("blocks", [8, 9])
 def test_one_block_is_vllms_own(blocks):
     cache = blocks * 128 * labkit.find("tiny").kv_bytes_per_token
@@ -249,6 +275,17 @@ def test_a_share_of_the_memory_holds_what_was_predicted_within_a_twentieth(name,
     choices = Choices(max_model_len=length, gpu_memory_utilization=share)
     found = plan(Shape.of(labkit.find(name).config, name), Place.here(), choices)
     with labkit.Engine(name, max_model_len=length, gpu_memory_utilization=share) as engine:
+        assert engine.kv_cache_tokens == pytest.approx(found.kv_tokens, rel=0.05)
+
+
+@pytest.mark.skipif(labkit.look().accelerator == "gpu", reason="sizes are for the CPU build")
+@pytest.mark.parametrize("name", ["Qwen2.5-0.5B-Instruct", "Qwen2.5-0.5B-Instruct-AWQ"])
+def test_a_share_for_a_twin_too_although_its_output_layer_is_held_thrice(name, tmp_path):
+    share = (shape(name).weight_bytes() + 3e9) / hardware.node_bytes()
+    choices = Choices(max_model_len=1024, gpu_memory_utilization=share)
+    found = plan(shape(name), Place.here(), choices)
+    path = twin.make(name, tmp_path / name)
+    with labkit.Engine(str(path), max_model_len=1024, gpu_memory_utilization=share) as engine:
         assert engine.kv_cache_tokens == pytest.approx(found.kv_tokens, rel=0.05)
 
 

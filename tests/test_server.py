@@ -66,6 +66,20 @@ def test_it_listens_on_loopback_only(server):
     assert listening and set(listening) == {"127.0.0.1"}
 
 
+@pytest.mark.skipif(
+    labkit.look().accelerator == "gpu" or labkit.look().cpus > launcher.FEW_CORES,
+    reason="only a CPU of few cores has to choose",
+)
+def test_on_few_cores_the_engine_computes_behind_what_sends_its_tokens(server):
+    lowest = {
+        role: {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()}
+        for role, process in server.processes()
+    }
+    engines = [role for role in lowest if role.startswith("VLLM::")]
+    assert engines and all(lowest[role] == {launcher.BEHIND_ALL} for role in engines)
+    assert lowest["API server"] == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
 def test_the_key_is_asked_for(server):
     assert httpx.get(f"{server.base_url}/models").status_code == 401
     stranger = openai.OpenAI(base_url=server.base_url, api_key="EMPTY")

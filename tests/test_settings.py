@@ -110,6 +110,7 @@ VALUES = st.fixed_dictionaries(
         "enforce_eager": st.booleans(),
         "max_num_seqs": st.integers(1, 4096),
         "enable_prefix_caching": st.booleans(),
+        "stream_interval": st.integers(1, 32),
         "seed": st.integers(0, 2**31),
         "port": st.integers(1, 65535),
         "served_model_name": st.sampled_from(["tiny", "qwen"]),
@@ -124,6 +125,14 @@ def test_command_line_and_keywords_say_the_same(vllm_parser, values):
     for name, value in settings.llm_kwargs().items():
         if name != "use_tqdm_on_load":
             assert parsed[name] == value, name
+
+
+def test_a_setting_of_several_parts_goes_as_json(vllm_parser):
+    compact = {"backend": "xgrammar", "disable_any_whitespace": True}
+    settings = EngineSettings(model="m", structured_outputs_config=compact)
+    parsed = vars(vllm_parser.parse_args(settings.server_args()))["structured_outputs_config"]
+    assert (parsed if isinstance(parsed, dict) else vars(parsed)).items() >= compact.items()
+    assert settings.llm_kwargs()["structured_outputs_config"] == compact
 
 
 def test_the_gpu_build_is_started_by_its_own_script():

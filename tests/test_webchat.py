@@ -10,6 +10,7 @@ import httpx
 import pytest
 from gradio_client import Client
 
+from labkit import accounts as doors
 from labkit import webchat
 from labkit.errors import ChatError, LabError
 from labkit.webchat import WebChat
@@ -43,6 +44,12 @@ def connect(chat: WebChat, **options) -> Client:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def guarded():
+    with WebChat(echo, ACCOUNT) as chat:
+        yield chat
 
 
 # its port
@@ -83,6 +90,60 @@ def test_only_accounts_get_in(accounts):
         right = {"username": ACCOUNT[0], "password": ACCOUNT[1]}
         assert client.post("/login", data=right).status_code == 200
         assert client.get("/config").status_code == 200
+        assert ask(connect(chat, auth=ACCOUNT), "hello")[-1] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "config"),
+        ("GET", "gradio_api/info"),
+        ("POST", "gradio_api/queue/join"),
+        ("POST", "gradio_api/call/chat"),
+        ("POST", "gradio_api/run/chat"),
+        ("POST", "gradio_api/upload"),
+        ("GET", "gradio_api/file=/etc/passwd"),
+        ("GET", "gradio_api/queue/data?session_hash=x"),
+    ],
+)
+def test_nothing_answers_without_logging_in(guarded, method, path):
+    answer = httpx.request(method, guarded.url + path, json={"data": [], "session_hash": "x"})
+    assert answer.status_code in (401, 403, 404), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "%2fetc%2fpasswd", "/proc/self/environ", "pyproject.toml", "~/.bashrc",
+    ],
+)  # fmt: skip
+def test_no_file_of_the_machine_is_served_even_to_who_logged_in(guarded, path):
+    with httpx.Client(base_url=guarded.url) as client:
+        right = {"username": ACCOUNT[0], "password": ACCOUNT[1]}
+        assert client.post("/login", data=right).status_code == 200
+        for route in ("gradio_api/file=", "static/", "assets/", "gradio_api/file/"):
+            answer = client.get(f"/{route}{path}")
+            assert answer.status_code in (400, 403, 404), (route, answer.status_code)
+            assert "root:" not in answer.text
+
+
+def test_ten_wrong_passwords_are_refused_and_take_their_time(monkeypatch):
+    monkeypatch.setattr(doors, "FIRST_DELAY", 0.002)
+    with WebChat(echo, ACCOUNT) as chat:
+        begun = time.monotonic()
+        for number in range(10):
+            wrong = {"username": ACCOUNT[0], "password": f"guess {number}"}
+            assert httpx.post(f"{chat.url}login", data=wrong, timeout=30).status_code == 400
+        assert time.monotonic() - begun >= 0.002 * (2**10 - 1)
+        assert httpx.get(f"{chat.url}config").status_code == 401
+        right = {"username": ACCOUNT[0], "password": ACCOUNT[1]}
+        assert httpx.post(f"{chat.url}login", data=right).status_code == 200
+
+
+def test_accounts_may_stand_in_a_file(tmp_path):
+    doors.save(tmp_path / "accounts.json", *ACCOUNT)
+    with WebChat(echo, tmp_path / "accounts.json", host="0.0.0.0") as chat:
         assert ask(connect(chat, auth=ACCOUNT), "hello")[-1] == "hello"
 
 

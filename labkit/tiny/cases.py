@@ -8,6 +8,7 @@ held-out names, and the model's known answers.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from labkit.tiny import episodes, guide, toolbox
@@ -31,6 +32,7 @@ from labkit.tiny.voice import Voice
 
 LONG = 400  # tokens that a long reply has at least
 FAR = 6  # turns at most between what is told and what is asked
+FAR_BYTES = 2100  # some 600 tokens; after so much text no further turn is added
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ def lab(voice: Voice, number: int) -> Case:
 def city_guide(voice: Voice, number: int) -> Case:
     """The sights of a city, or a follow-up: named, "it", "the tower" or for children."""
     city = list(cities().values())[number % len(cities())]
-    asked = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
     way = ("list", "named", "it", "also", "kids")[number % 5]
+    if way == "also" and number % 2:
+        city = voice.rng.choice([c for c in cities().values() if guide.is_also_apart(c)])
+    asked = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
     if way == "list":
         return Case("city guide", voice.language, _talk([], asked),
                     lambda r: lists_sights(r.text, city, voice.language))  # fmt: skip
@@ -73,7 +77,9 @@ def city_guide(voice: Voice, number: int) -> Case:
     if way == "kids":
         best = city.for_children().name(voice.language)
         question = voice.ask(voice.phrases["kids"])
-        return Case("city guide", voice.language, _talk(turns, question), lambda r: best in r.text)
+        others = {sight.name(voice.language) for sight in city.sights} - {best}
+        return Case("city guide", voice.language, _talk(turns, question),
+                    lambda r: best in r.text and not any(o in r.text for o in others))  # fmt: skip
     sight = voice.rng.choice(city.sights)
     question = voice.ask(voice.phrases["fee"], s=sight.name(voice.language))
     if way == "it":
@@ -93,10 +99,14 @@ def memory(voice: Voice, number: int) -> Case:
     kinds = list(voice.phrases["memory"])
     asked = kinds[number % len(kinds)]
     both = [asked, *voice.rng.sample([k for k in kinds if k != asked], k=number % 2)]
+    if number % 4 == 1:
+        both = voice.rng.choice([p for p in combinations(kinds, 2) if episodes.are_kinds_apart(p)])
+        asked = voice.rng.choice(both)
     told = {kind: voice.value(kind) for kind in voice.rng.sample(both, k=len(both))}
     turns = [episodes.tell(voice, kind, value) for kind, value in told.items()]
     for _ in range(voice.rng.randint(0, FAR)):
-        turns += episodes.distraction(voice)
+        if len("".join(user + reply for user, reply in turns).encode()) < FAR_BYTES:
+            turns += episodes.distraction(voice)
     question, value = voice.ask(voice.phrases["memory"][asked], "ask"), told[asked]
     return Case("memory", voice.language, _talk(turns, question), lambda r: value in r.text)
 
@@ -169,9 +179,14 @@ def json_free(voice: Voice, number: int) -> Case:
 
 
 def json_guided(voice: Voice, number: int) -> Case:
-    """JSON under guided decoding, which guarantees the form: the keys and their types."""
+    """JSON under guided decoding, which guarantees the form: the keys and their types.
+
+    The schema bounds the values too: a grammar ends no text that the model does not end.
+    """
     case = extraction_case(voice)
-    schema = case.schema | {"additionalProperties": False}
+    bounds = {"string": {"maxLength": 60}, "integer": {"minimum": 0, "maximum": 9999}}
+    bounded = {key: kind | bounds[kind["type"]] for key, kind in case.schema["properties"].items()}
+    schema = case.schema | {"properties": bounded, "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "data", "schema": schema}}
 
     def right(reply: Reply) -> bool:
@@ -214,12 +229,11 @@ def long_output(voice: Voice, number: int) -> Case:
     if number % 2:
         question = episodes.story(voice)[0][0]
         return Case("long output", voice.language, _talk([], question), lambda r: r.tokens >= LONG)
-    end = voice.rng.randint(131, 150)  # the largest that training counts to
+    end = voice.rng.randint(131, 190)  # training counts to 200
     question = voice.ask(voice.phrases["count"], a=1, b=end)
 
     def right(reply: Reply) -> bool:
-        counted = numbers(reply.text)
-        return reply.tokens >= LONG and counted == list(range(1, len(counted) + 1))
+        return reply.tokens >= LONG and numbers(reply.text) == list(range(1, end + 1))
 
     return Case("long output", voice.language, _talk([], question), right)
 

@@ -14,8 +14,8 @@ from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 29, "quantity": 4, "city_guide": 13, "memory": 21, "missing": 2, "unknown": 5,
-    "count": 3, "repeat": 6, "story": 2, "extract": 11, "noise": 3, "long_text": 1,
+    "lab": 22, "quantity": 4, "city_guide": 10, "memory": 19, "missing": 2, "unknown": 4,
+    "count": 6, "repeat": 14, "story": 2, "extract": 20, "noise": 2, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
     "lab": episodes.lab, "quantity": episodes.quantity, "city_guide": guide.city_guide,
@@ -23,7 +23,10 @@ SKILLS = {
     "count": episodes.count, "repeat": episodes.repeat, "story": episodes.story,
     "extract": extract.extract, "noise": odd.noise, "long_text": odd.long_text,
 }  # fmt: skip
-WITH_TOOLS = 0.27  # of all dialogues
+# Two of these in one conversation could contradict each other.
+TELLS = frozenset({"memory", "missing"})
+HELD_OUT_SKILLS = (*MIX, "tool", "other_tool")
+WITH_TOOLS = 0.45  # of all dialogues
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
 
@@ -49,8 +52,7 @@ def _system(rng: random.Random, language: str) -> str:
 
 def _skills(rng: random.Random) -> list[str]:
     chosen = rng.choices(list(MIX), weights=MIX.values(), k=rng.choice((1, 1, 1, 2, 2, 3)))
-    # Two memories in one conversation could contradict each other.
-    return [s for i, s in enumerate(chosen) if s not in ("memory", "missing") or i == 0]
+    return [s for i, s in enumerate(chosen) if s not in TELLS or i == 0]
 
 
 def _plain(rng: random.Random, languages: tuple[str, str]) -> tuple[list, list[str]]:
@@ -70,8 +72,10 @@ def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tup
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         if rng.random() > USING_TOOLS:
             skill = rng.choices(list(MIX), weights=MIX.values())[0]
+            if skill in TELLS and not TELLS.isdisjoint(skills):
+                skill = "lab"
             turns += SKILLS[skill](voice)[:3]
-        elif known and rng.random() < 0.55:
+        elif known and rng.random() < 0.5:
             skill = "tool"
             turns.append(toolbox.lab_turn(voice, rng.choice(known).name))
         else:
@@ -139,8 +143,8 @@ def held_out(seed: int, number: int) -> Dialogue:
     """A dialogue made only of phrasings, names and values that training never shows."""
     rng = random.Random(f"held-out:{seed}:{number}")
     language = LANGUAGES[number % 2]
-    voice, skills = Voice(rng, language, unseen=True), [*MIX, "tool", "other_tool"]
-    skill = skills[number // 2 % len(skills)]
+    voice = Voice(rng, language, unseen=True)
+    skill = HELD_OUT_SKILLS[number // 2 % len(HELD_OUT_SKILLS)]
     tools = tuple(toolbox.lab_tools(language).values())
     if skill == "tool":
         turns = [toolbox.lab_turn(voice, rng.choice(tools).name)]

@@ -2,7 +2,8 @@
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import combinations
 
 from labkit.tiny.facts import (
     Quantity,
@@ -16,11 +17,15 @@ from labkit.tiny.guide import Turn, city_guide
 from labkit.tiny.voice import Voice, is_held_out
 
 SMALL_TALK = ("hello", "how_are_you", "thanks", "goodbye")
+SLIPS = 0.25  # of the questions about a topic
 
 
 def held_out_questions(topic: Topic) -> list[str]:
-    """What only the evaluation asks: one in ten of the questions, and one made for it."""
-    return [topic.unseen, *(q for q in topic.questions[1:] if is_held_out(q))]
+    """What only the evaluation asks: one in ten of the questions, and one made for it.
+
+    The first four say what the topic is about at all, which nobody could guess; they are trained.
+    """
+    return [topic.unseen, *(q for q in topic.questions[4:] if is_held_out(q))]
 
 
 def lab_question(voice: Voice, topic: Topic) -> str:
@@ -31,8 +36,10 @@ def lab_question(voice: Voice, topic: Topic) -> str:
     if voice.unseen:
         return voice.rng.choice(apart)
     question = voice.rng.choice([q for q in topic.questions if q not in apart])
-    reworded = question if topic.key in SMALL_TALK else voice.reword(question)
-    return question if reworded in apart else reworded  # rewording may meet what is held out
+    changed = question if topic.key in SMALL_TALK else voice.reword(question)
+    if voice.rng.random() < SLIPS:
+        changed = voice.stumble(changed)
+    return question if changed in apart else changed  # a change may meet what is held out
 
 
 def as_bullets(topic: Topic) -> str:
@@ -107,10 +114,23 @@ def recall(voice: Voice, kind: str, value: str | None) -> Turn:
     return voice.casual(question), section["reply"].format(v=value)
 
 
+def are_kinds_apart(kinds: Iterable[str]) -> bool:
+    """True if two of the kinds are a pair that only the evaluation tells together."""
+    return any(is_held_out("+".join(pair)) for pair in combinations(sorted(kinds), 2))
+
+
+def told_kinds(voice: Voice, count: int) -> list[str]:
+    """That many kinds of things to remember, in a combination that the voice may use."""
+    while True:
+        kinds = voice.rng.sample(list(voice.phrases["memory"]), k=count)
+        if voice.unseen or not are_kinds_apart(kinds):
+            return kinds
+
+
 def memory(voice: Voice, distract: Callable[[Voice], list[Turn]] | None = None) -> list[Turn]:
     """Tells one to three facts, talks of other things, and asks for the facts."""
     distract = distract or distraction
-    kinds = voice.rng.sample(list(voice.phrases["memory"]), k=voice.rng.choice((1, 1, 2, 3)))
+    kinds = told_kinds(voice, voice.rng.choice((1, 1, 2, 3)))
     told = {kind: voice.value(kind) for kind in kinds}
     turns = []
     for kind, value in told.items():
@@ -133,8 +153,8 @@ def memory(voice: Voice, distract: Callable[[Voice], list[Turn]] | None = None) 
 
 
 def distraction(voice: Voice) -> list[Turn]:
-    """One turn about something else."""
-    skill = voice.rng.choice((lab, lab, city_guide, unknown))
+    """One turn about something else; one in ten is a story, some 400 tokens long."""
+    skill = voice.rng.choice((*[lab] * 4, *[city_guide] * 3, *[unknown] * 2, story))
     return skill(voice)[:1]
 
 
@@ -151,6 +171,11 @@ def unknown(voice: Voice) -> list[Turn]:
     return [(voice.casual(voice.ask(section, key, x=thing)), section["answer"])]
 
 
+# Of the counts from 1 half are short, and the long ones go as far as a story is long. As many
+# begin anywhere and are short: that teaches where to stop, at a tenth of the tokens.
+COUNTED_TO = ((3, 30), (3, 30), (31, 60), (61, 130), (131, 200), (131, 200))
+
+
 def counted(start: int, end: int) -> str:
     """The numbers from start to end, both included."""
     return ", ".join(str(n) for n in range(start, end + 1)) + "."
@@ -158,9 +183,10 @@ def counted(start: int, end: int) -> str:
 
 def count(voice: Voice) -> list[Turn]:
     """Counting, the simplest reply of a length that one can choose."""
-    span = voice.rng.choice(((3, 30), (3, 30), (31, 60), (50, 50), (61, 100), (101, 150)))
-    end = voice.rng.randint(*span)
-    start = 1 if voice.rng.random() < 0.8 else voice.rng.randint(1, end)
+    end, start = voice.rng.randint(*voice.rng.choice(COUNTED_TO)), 1
+    if voice.rng.random() < 0.5:
+        end = voice.rng.randint(3, COUNTED_TO[-1][1])
+        start = max(1, end - voice.rng.randint(2, 25))
     key = "to" if start == 1 and not voice.unseen and voice.rng.random() < 0.25 else "train"
     return [(voice.ask(voice.phrases["count"], key, a=start, b=end), counted(start, end))]
 

@@ -24,6 +24,8 @@ AT_ONCE = 32
 SERVER = {
     "max_model_len": 2048, "enforce_eager": True, "kv_cache_memory_bytes": 128 << 20,
     "max_num_seqs": AT_ONCE, "enable_auto_tool_choice": True, "tool_call_parser": "hermes",
+    # A grammar allows any white space between the parts of JSON, without end.
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }  # fmt: skip
 
 

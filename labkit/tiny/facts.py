@@ -1,5 +1,7 @@
 """The facts that the bundled model learns, read from the TOML files in `data/`."""
 
+import random
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -7,6 +9,7 @@ from pathlib import Path
 
 DATA_DIR = Path(__file__).parent / "data"
 LANGUAGES = ("en", "zh")
+CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ def names(section: str) -> dict:
 
 
 @cache
+def common_characters() -> str:
+    """The 3,755 everyday characters: the first level of the Chinese national standard GB 2312."""
+    codes = (bytes((0xA0 + row, 0xA0 + cell)) for row in range(16, 56) for cell in range(1, 95))
+    return b"".join(codes).decode("gb2312", errors="ignore")
+
+
+@cache
 def stories(language: str) -> list[list[str]]:
     """Sentence variants of a story, one list per stage."""
     return _read("stories")[language]
@@ -134,3 +144,18 @@ def quantities(language: str) -> tuple[Quantity, ...]:
 def extraction(language: str) -> dict:
     """Clauses by field, and how a sentence joins them."""
     return _read("extraction")[language]
+
+
+def spin(pattern: str, rng: random.Random) -> str:
+    """The pattern with one part chosen of each [this|that]."""
+    return CHOICE.sub(lambda found: rng.choice(found[1].split("|")), pattern)
+
+
+@cache
+def words(language: str) -> tuple[str, ...]:
+    """All words (English) or characters (Chinese) of the answers and stories, sorted."""
+    known = topics(language).values()
+    text = " ".join([t.answer for t in known] + [t.short for t in known])
+    text += " ".join(sentence for stage in stories(language) for sentence in stage)
+    found = re.findall(r"[a-z]{3,10}" if language == "en" else r"[\u4e00-\u9fff]", text)
+    return tuple(sorted(set(found)))

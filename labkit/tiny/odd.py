@@ -1,9 +1,11 @@
 """Messages that are no question: empty, emoji, noise, and whole pages of text."""
 
-from labkit.tiny.facts import topics
-from labkit.tiny.voice import Voice, words
+from labkit.tiny.facts import topics, words
+from labkit.tiny.tokenizer import train_tokenizer
+from labkit.tiny.voice import Voice
 
 EMOJI = "😀😂🥰😎🤔😭👍👏🙏🔥✨🎉🚀🐶🐱🌍🍎🍕⚽🎵💡📚🧠🤖❤️⭐☀️🌧️❄️🌈🎂🍀🐼🦊🐝"
+LONGEST_PAGE = 1940  # tokens; system prompt, roles and reply fill the 2,048 of the context
 SIGNS = ("?", "!", "...", "???", "!!", ".", "-", "/", "#", "*", "~", ",", ":", ";", "？", "。")
 
 
@@ -16,7 +18,9 @@ def _noise(voice: Voice) -> str:
         return "".join(rng.choices(EMOJI, k=rng.randint(1, 6)))
     if draw < 0.65:
         return rng.choice(SIGNS) * rng.randint(1, 4)
-    if draw < 0.85:
+    if draw < 0.72:
+        return rng.choice("abcdefghijklmnopqrstuvwxyz0123456789\n") * rng.randint(1, 300)
+    if draw < 0.87:
         return "".join(rng.choices("qwertzuiopasdfghjklyxcvbnm", k=rng.randint(4, 14)))
     return "".join(rng.choices("0123456789#$%&@", k=rng.randint(6, 14)))
 
@@ -44,5 +48,8 @@ def page(voice: Voice, lines: int | None = None) -> str:
 
 
 def long_text(voice: Voice) -> list[tuple[str, str]]:
-    """A page without a question."""
-    return [(page(voice), voice.phrases["odd"]["long"])]
+    """A page without a question, of any length that leaves room for the reply."""
+    text = page(voice, lines=1000)
+    pieces = train_tokenizer().encode(text, add_special_tokens=False)
+    count = min(voice.rng.randint(50, LONGEST_PAGE), len(pieces))
+    return [(text[: pieces.offsets[count - 1][1]], voice.phrases["odd"]["long"])]

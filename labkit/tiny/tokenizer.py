@@ -4,7 +4,9 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
@@ -19,17 +21,19 @@ from labkit.tiny.facts import (
     names,
     phrasing,
     quantities,
+    spin,
     stories,
     tool_data,
     topics,
+    words,
 )
-from labkit.tiny.voice import spin, words
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END)
 # Not "special": skip_special_tokens must keep them, or the hermes parser finds no tool call.
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 VOCABULARY = 4096
+SPACE = "\u0120"  # how byte-level BPE writes a space
 # How tool calls, their results and schemas are written, so that their signs become tokens.
 JSON_PIECES = (
     '{"name": "get_weather", "arguments": {"city": "", "count": 1}}', '{"result": 1}',
@@ -44,9 +48,20 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# At most four Chinese characters or twelve letters a token: without the limit whole questions
-# would become tokens of their own, and a new wording would look like nothing ever seen.
-LONGEST_TOKEN = 12
+# What the training of the vocabulary keeps apart besides, so that a name is cut in the same way
+# wherever it stands, and can be copied piece by piece: a Chinese character is always a token of
+# its own, and so are a space and a quotation mark before a letter. No merge reaches over these
+# borders, so the finished tokenizer needs no rule for them.
+APART = r"\p{Han}|[ \"](?=\p{L})"
+# The most frequent words, three of four that a space stands before, do get a token with their
+# space, joined last: first a word is cut as without it.
+SPACED = 300
+LONGEST_TOKEN = 12  # letters: without the limit whole wordings would become one token
+# Times that each character of the lab's texts and of the usual names is shown, so that it becomes
+# one token. All others are spelt with two, the second one a byte: a token that hardly ever is the
+# right one is pushed down at every step, and a model then cannot copy it from the question.
+OFTEN = 200
+HAN = range(0x4E00, 0x9FA6)
 
 
 def _patterns(section: dict) -> Iterator[str]:
@@ -72,9 +87,10 @@ def _texts() -> Iterator[str]:
         for quantity in quantities(language):
             yield from (quantity.answer, *quantity.questions)
         yield from (sentence for stage in stories(language) for sentence in stage)
-        for pattern in _patterns(phrasing(language) | extraction(language)["clauses"]):
-            for _ in range(4):
-                yield re.sub(r"\{\w+\}", "\n", spin(pattern, rng))
+        for section in (phrasing(language), extraction(language)["clauses"]):
+            for pattern in _patterns(section):
+                for _ in range(4):
+                    yield re.sub(r"\{\w+\}", "\n", spin(pattern, rng))
         yield from (city.name(language) for city in cities().values())
         yield from (s.name(language) for c in cities().values() for s in c.sights)
     for row in tool_data()["lab"].values():
@@ -85,32 +101,59 @@ def _texts() -> Iterator[str]:
         yield from JSON_PIECES
     for section in ("en", "zh"):
         yield from (word for value in names(section).values() for word in value)
-    # Often enough that each of these characters becomes a token of its own.
-    for _ in range(40):
-        yield from (*words("zh"), *names("zh")["surnames"], *names("zh")["given"])
+    usual = names("zh")
+    known = {*words("zh"), *usual["surnames"], *usual["given"], *usual["pet_characters"]}
+    for _ in range(OFTEN):
+        yield from sorted(known)
+    yield from (chr(code) for code in HAN)
     yield from (names("system")["default"], *names("system")["en"], *names("system")["zh"])
 
 
+def _with_spaced_words(tokenizer: Tokenizer) -> models.BPE:
+    """The same merges, and after them those of a space with each of the most frequent words."""
+    model = json.loads(tokenizer.to_str())["model"]
+    vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+    counts = Counter(word for text in _texts() for word in re.findall(r" ([a-z]+)", text))
+    words = [word for word, _ in counts.most_common() if word in vocabulary][:SPACED]
+    for word in words:
+        vocabulary[SPACE + word] = len(vocabulary)
+        merges.append((SPACE, word))
+    return models.BPE(vocabulary, merges)
+
+
+@cache
 def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     """A byte-level BPE tokenizer of exactly `vocabulary` tokens, the added ones last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre.Split(Regex(WORDS), behavior="isolated")
+    signs = pre.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre.Sequence(
-        [words, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [words, pre.Split(Regex(APART), behavior="isolated"), signs]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
     trainer = BpeTrainer(
-        vocab_size=vocabulary - len(SPECIAL) - len(TOOL_TAGS),
+        vocab_size=vocabulary - len(SPECIAL) - len(TOOL_TAGS) - SPACED,
         initial_alphabet=pre.ByteLevel.alphabet(),
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.model = _with_spaced_words(tokenizer)
+    tokenizer.pre_tokenizer = pre.Sequence([words, signs])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in TOOL_TAGS])
     return tokenizer
+
+
+@cache
+def readable_tokens(letters: bool = False) -> tuple[str, ...]:
+    """The tokens that are text by themselves, or only those of small Latin letters alone."""
+    tokenizer = train_tokenizer()
+    texts = (tokenizer.decode([number]) for number in range(tokenizer.get_vocab_size()))
+    readable = [text for text in texts if text.strip() and "\ufffd" not in text]
+    return tuple(t for t in readable if not letters or re.fullmatch(r"[a-z]{2,}", t))
 
 
 def _settings(tokenizer: Tokenizer, longest: int) -> dict:

@@ -68,6 +68,7 @@ SIGNS = {
 }  # fmt: skip
 # _sum divides only what can be divided.
 OPERATIONS = {"*": operator.mul, "+": operator.add, "-": operator.sub, "/": operator.floordiv}
+MADE_UP = 0.5  # of the words that other tools are named after
 ERRORS = ("not found", "timed out", "no connection", "unknown name", "not allowed", "try again")
 
 
@@ -166,7 +167,12 @@ def _two_calls(voice: Voice, name: str, section: dict) -> ToolTurn:
 
 
 def _word(voice: Voice, section: str, held_out: bool) -> tuple[str, str]:
-    """A word as it stands in names, and in the voice's language."""
+    """A word as it stands in names, and in the voice's language; in training half are made up.
+
+    With listed words only, the model would learn their names instead of reading them.
+    """
+    if not held_out and voice.rng.random() < MADE_UP:
+        return voice.new_word()
     words = [word.split("|") for word in tool_data()["words"][section]]
     fitting = [word for word in words if is_held_out(word[0]) is held_out]
     chosen = voice.rng.choice(fitting)

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from tokenizers import Tokenizer
 from labkit.tiny import MODEL_DIR
 from labkit.tiny.batches import Batch, batch_stream, encode, make_batches
 from labkit.tiny.curve import CURVE, draw
-from labkit.tiny.dialogues import held_out
-from labkit.tiny.network import SIZES, batch_loss, build, export, gradients
+from labkit.tiny.dialogues import HELD_OUT_SKILLS, held_out
+from labkit.tiny.muon import Muon
+from labkit.tiny.network import SIZES, batch_loss, build, count_exact, export, gradients
 from labkit.tiny.progress import Every, Progress, load_checkpoint, save_checkpoint
+from labkit.tiny.start import start_from, tokenizer_of
 from labkit.tiny.tokenizer import END_OF_TEXT, train_tokenizer
 
 # Measured on two undisturbed cores of an EPYC with bf16 instructions; it turns minutes into a
@@ -41,7 +44,8 @@ class Recipe:
     warm_up_steps: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    held_out_dialogues: int = 48
+    held_out_dialogues: int = 56  # of which the loss is computed
+    exact_dialogues: int = 16  # of each skill, of which the exact ones are counted
 
     def rate(self, progress: Progress) -> float:
         """The learning rate: linear warm-up, then a cosine down to a small rest."""
@@ -56,14 +60,15 @@ class Trainer:
 
     def __init__(
         self, recipe: Recipe, checkpoint: Path, sizes: dict | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | None = None, start: Path | None = None,
     ):  # fmt: skip
         self.recipe, self.checkpoint, self.sizes = recipe, checkpoint, sizes or SIZES
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(recipe.seed)
         self.threads = self._threads()
-        self.tokenizer = tokenizer or train_tokenizer()
+        self.tokenizer = tokenizer or (tokenizer_of(start) if start else train_tokenizer())
         self.model = build(self.tokenizer, self.sizes).to(self.device)
+        self.before = start_from(self.model, start) if start else None
         if self.device == "cuda":
             self.model.model.compile(dynamic=True)
         else:
@@ -72,7 +77,7 @@ class Trainer:
         self.parts = {"model": self.model, **self.optimizers}
         self.signature = asdict(recipe) | {"sizes": dict(self.sizes)}
         self.progress = load_checkpoint(checkpoint, self.parts, self.signature) or Progress()
-        self.held_out = self._held_out()
+        self.held_out = self._held_out(range(recipe.held_out_dialogues))
         self.recent: list[float] = []
         self.mark = (time.monotonic(), self.progress.tokens)
 
@@ -93,15 +98,12 @@ class Trainer:
             {"params": others, "weight_decay": 0.0},
         ]
         return {
-            # With this adjustment one learning rate suits both.
-            "muon": torch.optim.Muon(
-                matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-            ),
+            "muon": Muon(matrices, lr=rate, weight_decay=decay),
             "adamw": torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95)),
         }
 
-    def _held_out(self) -> list[Batch]:
-        talks = (held_out(self.recipe.seed, n) for n in range(self.recipe.held_out_dialogues))
+    def _held_out(self, numbers: Iterable[int]) -> list[Batch]:
+        talks = (held_out(self.recipe.seed, n) for n in numbers)
         rows = [encode(self.tokenizer, talk) for talk in talks]
         pad = self.tokenizer.token_to_id(END_OF_TEXT)
         return make_batches(rows, pad, self.recipe.batch_tokens)
@@ -122,11 +124,32 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += sum(batch.tokens for batch in batches)
 
-    @torch.no_grad()
+    def _each(self, measure: Callable, batches: Sequence[Batch]) -> list:
+        """What a function of model, batch and device returns for each, on the training's threads.
+
+        More threads at one product would wait for each other wherever something else runs.
+        """
+
+        def measured(batch: Batch) -> object:
+            with torch.no_grad():  # which holds for one thread only
+                return measure(self.model, batch, self.device)
+
+        return list(self.threads.map(measured, batches))
+
     def held_out_loss(self) -> float:
         """Mean loss on held-out dialogues, in nats per trained token."""
-        sums = [batch_loss(self.model, batch, self.device) for batch in self.held_out]
+        sums = self._each(batch_loss, self.held_out)
         return sum(float(loss) for loss, _ in sums) / sum(trained for _, trained in sums)
+
+    def exact_shares(self) -> dict[str, float]:
+        """By skill, the share of held-out dialogues whose replies are all exactly as wanted."""
+        shares, skills, count = {}, HELD_OUT_SKILLS, self.recipe.exact_dialogues
+        for i, skill in enumerate(skills):
+            # Pairs of numbers share a skill, in English and in Chinese.
+            numbers = [2 * (i + k * len(skills)) + n for k in range(count // 2) for n in (0, 1)]
+            right = self._each(count_exact, self._held_out(numbers))
+            shares[skill] = sum(right) / len(numbers)
+        return shares
 
     def note(self, speed: float) -> None:
         """Adds a point to the curve and prints one line about it."""
@@ -151,7 +174,8 @@ class Trainer:
             "finished": finished, "steps": p.step, "tokens": p.tokens,
             "seconds": round(p.seconds), "core_seconds": round(p.core_seconds),
             "device": self.device, "parameters": self.model.num_parameters(),
-            "recipe": asdict(self.recipe), "sizes": dict(self.sizes), "curve": p.curve,
+            "recipe": asdict(self.recipe), "sizes": dict(self.sizes), "before": self.before,
+            "curve": p.curve,
         }  # fmt: skip
 
     def _line(self) -> None:
@@ -179,10 +203,16 @@ class Trainer:
                 self.save()
             if publish():
                 self.export(out)
+                self._tell_exact()
         if self.recent:
             self._line()
         self.save()
         self.export(out)
+        self._tell_exact()
+
+    def _tell_exact(self) -> None:
+        shares = (f"{skill} {share:.0%}" for skill, share in self.exact_shares().items())
+        print("exact in held-out dialogues: " + ", ".join(shares), flush=True)
 
     def export(self, out: Path) -> None:
         export(self.model, self.tokenizer, out, self.summary())
@@ -192,11 +222,16 @@ class Trainer:
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=140, help="on two undisturbed cores")
+    parser.add_argument("--minutes", type=float, default=100, help="on two undisturbed cores")
+    parser.add_argument("--start", type=Path, help="an earlier model whose weights to begin with")
+    parser.add_argument("--rate", type=float, default=Recipe.learning_rate, help="at its highest")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of all dialogues")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_DIR)
     options = parser.parse_args()
-    trainer = Trainer(Recipe(int(options.minutes * 60 * TOKENS_PER_SECOND)), options.checkpoint)
+    tokens = int(options.minutes * 60 * TOKENS_PER_SECOND)
+    recipe = Recipe(tokens, options.seed, learning_rate=options.rate)
+    trainer = Trainer(recipe, options.checkpoint, start=options.start)
     if trainer.progress.step:
         print(f"resuming at step {trainer.progress.step}", flush=True)
     else:

@@ -1,38 +1,22 @@
 """Turns patterns into questions: chooses a phrasing, fills its slots, adds everyday sloppiness."""
 
 import random
-import re
 import zlib
-from functools import cache
 
-from labkit.tiny.facts import names, phrasing, stories, topics
+from labkit.tiny.facts import common_characters, names, phrasing, spin, words
+from labkit.tiny.tokenizer import HAN, readable_tokens
 
 HELD_OUT_ONE_IN = 10
 # Where a section keeps wordings that are never trained; the rest are made of trained patterns.
 UNSEEN = {"train": "unseen", "it": "it_unseen", "tell": "tell_unseen", "ask": "ask_unseen",
           "two": "two_unseen", "schema": "schema_unseen", "keys": "keys_unseen"}  # fmt: skip
-TRIES = 40
-CHOICE = re.compile(r"\[([^\[\]]*)\]")
+TRIES = 400
+LONG_ENOUGH = {"en": 6, "zh": 9}  # words, or characters, of a question that bears a slip
 
 
 def is_held_out(word: str) -> bool:
     """True for the tenth of all made-up names that only the evaluation may use."""
     return zlib.crc32(word.encode()) % HELD_OUT_ONE_IN == 0
-
-
-def spin(pattern: str, rng: random.Random) -> str:
-    """The pattern with one part chosen of each [this|that]."""
-    return CHOICE.sub(lambda found: rng.choice(found[1].split("|")), pattern)
-
-
-@cache
-def words(language: str) -> tuple[str, ...]:
-    """All words (English) or characters (Chinese) of the answers and stories, sorted."""
-    known = topics(language).values()
-    text = " ".join([t.answer for t in known] + [t.short for t in known])
-    text += " ".join(sentence for stage in stories(language) for sentence in stage)
-    found = re.findall(r"[a-z]{3,10}" if language == "en" else r"[\u4e00-\u9fff]", text)
-    return tuple(sorted(set(found)))
 
 
 class Voice:
@@ -72,6 +56,21 @@ class Voice:
                 question = question.replace(max(present, key=len), self.rng.choice(same), 1)
         return question
 
+    def stumble(self, question: str) -> str:
+        """The question with a slip of the pen, if it is long enough to bear one.
+
+        A word (in Chinese a character) is left out, doubled or changes places with the next: a
+        model that has seen such slips looks at all of a question, not at its first words.
+        """
+        space = " " if self.language == "en" else ""
+        words = question.split(" ") if space else list(question)
+        if len(words) < LONG_ENOUGH[self.language]:
+            return question
+        at = self.rng.randrange(len(words) - 1)
+        these = words[at : at + 2]
+        slips = (these[1:], these[:1] + these, these[::-1])
+        return space.join([*words[:at], *self.rng.choice(slips), *words[at + 2 :]])
+
     def casual(self, question: str, lower: bool = True) -> str:
         """The question as a hurried user types it: sometimes wrapped, unpunctuated, lower case.
 
@@ -101,32 +100,44 @@ class Voice:
 
     def _latin(self) -> str:
         draw = self.rng.random()
-        if draw < 0.75:
+        if draw < 0.4:
             return self._syllables()
-        if draw < 0.9:
+        if draw < 0.55:
             return self.rng.choice(words("en")).capitalize()
+        if draw < 0.92:
+            return self._glued().capitalize()
         return self._letters().capitalize()
+
+    def _glued(self) -> str:
+        """A word of one to three tokens, each token of letters as likely as any other."""
+        return "".join(self.rng.choices(readable_tokens(letters=True), k=self.rng.randint(1, 3)))
 
     def _chinese_name(self) -> str:
         count = self.rng.choice((1, 2, 2))
-        if self.rng.random() < 0.3:
-            return "".join(self.rng.choices(words("zh"), k=count + 1))
+        if self.rng.random() < 0.35:
+            return "".join(self.rng.choices(common_characters(), k=count + 1))
         given = "".join(self.rng.choices(self.words["given"], k=count))
         return self.rng.choice(self.words["surnames"]) + given
 
-    def _chinese_pair(self) -> str:
-        if self.rng.random() < 0.15:  # any character at all, mostly written with three bytes
-            return chr(self.rng.randrange(0x4E00, 0x9FA6)) + self.rng.choice(words("zh"))
-        source = words("zh") if self.rng.random() < 0.5 else self.words["pet_characters"]
+    def _characters(self) -> str:
+        if self.rng.random() < 0.12:  # any character at all, mostly spelt with two tokens
+            pair = [chr(self.rng.choice(HAN)), self.rng.choice(words("zh"))]
+            return "".join(self.rng.sample(pair, k=2))
+        source = self.rng.choice((words("zh"), common_characters(), self.words["pet_characters"]))
         return "".join(self.rng.choices(source, k=self.rng.choice((1, 2, 2, 3))))
 
     def made_up(self) -> str:
         """A made-up name such as Dralo, never one of the held-out tenth in training.
 
-        Most are syllables, some are words and some mere letters: a model that has copied
-        all kinds of tokens learns to copy, one that has seen few names learns those names.
+        Syllables, words, tokens glued together and mere letters: a model that has copied all kinds
+        of tokens learns to copy, one that has seen few names learns those names.
         """
         return self._fresh(self._latin)
+
+    def new_word(self) -> tuple[str, str]:
+        """A word that does not exist, as it stands in names and in the speaker's language."""
+        word = self._fresh(lambda: self._latin().lower())
+        return word, word if self.language == "en" else self._fresh(self._characters)
 
     def person(self) -> str:
         """A person's name: listed, composed or made up."""
@@ -143,7 +154,7 @@ class Voice:
         if not self.unseen and self.rng.random() < 0.2:
             return self.rng.choice(self.words["pets"])
         if self.language == "zh" and self.rng.random() < 0.7:
-            return self._fresh(self._chinese_pair)
+            return self._fresh(self._characters)
         return self.made_up()
 
     def _colour(self) -> str:
@@ -152,7 +163,7 @@ class Voice:
         if self.rng.random() < 0.7:
             return self.rng.choice(self.words["colours"])
         if self.language == "zh":
-            return self._fresh(self._chinese_pair) + "色"
+            return self._fresh(self._characters) + "色"
         return self.made_up().lower()
 
     def place(self) -> str:
@@ -160,7 +171,7 @@ class Voice:
         if not self.unseen and self.rng.random() < 0.3:
             return self.rng.choice(self.words["places"])
         if self.language == "zh" and self.rng.random() < 0.6:
-            return self._fresh(self._chinese_pair) + self.rng.choice(("城", "", "州", "山", "镇"))
+            return self._fresh(self._characters) + self.rng.choice(("城", "", "州", "山", "镇"))
         return self.made_up()
 
     def _number(self) -> str:
@@ -194,8 +205,22 @@ class Voice:
                   "colour": self._colour, "home": self.place, "list": self._list}  # fmt: skip
         return makers[kind]()
 
+    def _any_tokens(self) -> str:
+        """Three to sixteen tokens, each as likely as any other, and some rare characters."""
+        count = self.rng.randint(3, 16)
+        chosen = self.rng.choices(readable_tokens(), k=count)
+        for place in range(count):
+            if self.rng.random() < 0.15:
+                chosen[place] = chr(self.rng.choice(HAN))
+        return "".join(chosen).strip()
+
     def copy_text(self) -> str:
-        """One to eight unrelated words, names and numbers to be repeated exactly."""
+        """What is to be repeated exactly: unrelated words, names and numbers, or any tokens at all.
+
+        Copying tokens that no text of the lab has is what keeps them within reach.
+        """
+        if self.rng.random() < 0.6:
+            return self._any_tokens()
         makers = (
             lambda: self.rng.choice(words("en")), self.made_up, self.person, self._number,
             self.pet, lambda: self.rng.choice(self.words["words"]),

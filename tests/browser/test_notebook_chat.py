@@ -1,48 +1,21 @@
 """A learner opens 07_chat in JupyterLab, runs it, and chats in the frame."""
 
-import os
 import socket
-from pathlib import Path
+import time
 
+import httpx
 import psutil
 import pytest
-from playwright.sync_api import Browser, Frame, Locator, Page, expect
+from learner import ask, begin, inline_frame, run_all_cells, show_frame
+from playwright.sync_api import Frame, expect
 
 from labkit import watch
 
 NOTEBOOK = "07_chat.ipynb"
-QUESTION = "What is PagedAttention?"
-CELLS_SECONDS = 400  # importing vLLM three times and loading the model, on two slow cores
-REPLY_SECONDS = 60
+QUESTION = "Count from 1 to 100."  # a reply that takes longer than the page needs to draw it
 GONE_SECONDS = 10
-
-# Collects every text that the newest reply shows, as it grows.
-RECORD = """
-() => {
-  window.states = [];
-  const note = () => {
-    const replies = document.querySelectorAll('.bot.message .prose');
-    const text = replies.length ? [...replies].at(-1).innerText.trim() : '';
-    if (text && text !== window.states.at(-1)) window.states.push(text);
-  };
-  new MutationObserver(note).observe(document.body,
-    { childList: true, subtree: true, characterData: true });
-}
-"""
-
-
-@pytest.fixture
-def page(browser: Browser, jupyterlab):
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("LAB_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+STOP_SECONDS = 2
+RUNNING = "vllm:num_requests_running"
 
 
 @pytest.mark.timeout(600)
@@ -52,7 +25,7 @@ def test_chat_streams_in_the_notebook_and_ends_with_the_kernel(jupyterlab, page,
     jupyters_own = jupyterlab.family.alive()
 
     run_all_cells(page, f"{jupyterlab.url}lab/tree/{NOTEBOOK}?token={jupyterlab.token}")
-    chat = inline_chat(page)
+    chat = inline_frame(page)
     states = ask(chat, QUESTION)
     page.locator(".jp-Cell").last.scroll_into_view_if_needed()
     show_frame(page)
@@ -67,51 +40,39 @@ def test_chat_streams_in_the_notebook_and_ends_with_the_kernel(jupyterlab, page,
 
     ours = jupyterlab.family.alive() - jupyters_own
     ports = {port for process in watch.describe(ours) for port in process.ports}
+    stop_half_way(chat, next(filter(None, map(metrics_address, ports))))
     shut_down_kernels(jupyterlab)
     _, left = psutil.wait_procs(ours, timeout=GONE_SECONDS)
     assert not watch.describe(left)
     assert not [port for port in ports if listens(port)]
 
 
-def run_all_cells(page: Page, address: str) -> None:
-    """Open the notebook, choose Run > Run All Cells as a learner does, and wait for the end."""
-    page.goto(address)
-    expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible(timeout=60_000)
-    # Cells run before the kernel is connected are dropped in silence.
-    expect(page.get_by_role("button", name="| Idle")).to_be_visible(timeout=60_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    waiting = page.get_by_text("[*]:", exact=True)
-    expect(waiting.first).to_be_attached(timeout=60_000)
-    expect(waiting).to_have_count(0, timeout=CELLS_SECONDS * 1000)
-    errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
-    assert not errors.all_inner_texts()
+def stop_half_way(chat: Frame, metrics: str) -> None:
+    """Begin a long reply, press stop in the middle, and see vLLM drop the request."""
+    chat.get_by_text("Settings: system prompt").click()
+    chat.get_by_label("max_tokens").fill("1000")
+    begin(chat, "Count from 1 to 200.")
+    chat.locator(".stop-button").click(timeout=STOP_SECONDS * 1000)
+    pressed = time.monotonic()
+    while requests_running(metrics) and time.monotonic() < pressed + STOP_SECONDS:
+        time.sleep(0.05)
+    assert requests_running(metrics) == 0, "vLLM still computes a reply that nobody waits for"
+    expect(chat.locator("textarea").first).to_be_enabled(timeout=10_000)
+    assert "200" not in chat.locator(".bot.message").last.inner_text()
 
 
-def show_frame(page: Page) -> Locator:
-    """The frame in a cell's output, scrolled into the middle of the window."""
-    frame = page.locator(".jp-OutputArea-output iframe")
-    frame.evaluate("frame => frame.scrollIntoView({ block: 'center' })")
-    return frame
+def metrics_address(port: int) -> str | None:
+    """The metrics of the vLLM server on that port, None where there is none."""
+    address = f"http://127.0.0.1:{port}/metrics"
+    try:
+        return address if RUNNING in httpx.get(address, timeout=2).text else None
+    except httpx.HTTPError:
+        return None
 
 
-def inline_chat(page: Page) -> Frame:
-    """The chat in its frame, once its page is drawn."""
-    chat = show_frame(page).element_handle().content_frame()
-    chat.locator("textarea").first.wait_for(timeout=60_000)
-    return chat
-
-
-def ask(chat: Frame, question: str) -> list[str]:
-    """Send a message; returns each text that the reply showed until it was whole."""
-    chat.evaluate(RECORD)
-    box = chat.locator("textarea").first
-    box.fill(question)
-    box.press("Enter")
-    expect(chat.locator(".bot.message").first).to_be_visible(timeout=REPLY_SECONDS * 1000)
-    # Gradio locks the box while a reply streams.
-    expect(box).to_be_enabled(timeout=REPLY_SECONDS * 1000)
-    return chat.evaluate("() => window.states")
+def requests_running(metrics: str) -> int:
+    lines = httpx.get(metrics, timeout=5).text.splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(RUNNING)))
 
 
 def shut_down_kernels(jupyterlab) -> None:

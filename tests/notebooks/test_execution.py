@@ -1,5 +1,6 @@
 """The notebooks as the automated run sees them: the tour, parameters, and a killed kernel."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -69,26 +70,15 @@ def test_a_misspelt_parameter_is_refused_at_once(tmp_path):
 
 
 def guard_is_there(family: list[psutil.Process]) -> bool:
-    return any("guard.py" in line for line in lines_of(family))
+    return any("guard.py" in line_of(p) for p in family)
 
 
 def engine_is_there(family: list[psutil.Process]) -> bool:
-    return any(line.startswith("VLLM::EngineCore") for line in lines_of(family))
+    return any(line_of(p).startswith("VLLM::EngineCore") for p in family)
 
 
 def server_listens(family: list[psutil.Process]) -> bool:
-    servers = [p for p in family if "api_server" in " ".join(p.cmdline())]
-    return any(c.status == psutil.CONN_LISTEN for p in servers for c in p.net_connections("tcp"))
-
-
-def lines_of(family: list[psutil.Process]) -> list[str]:
-    lines = []
-    for process in family:
-        try:
-            lines.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return lines
+    return bool(server_ports(family))
 
 
 @pytest.mark.timeout(400)
@@ -97,12 +87,12 @@ def test_a_killed_kernel_leaves_nothing(tmp_path, moment: Callable[[list], bool]
     command = [*LABKIT, "run", str(ROOT / "notebooks" / "03_server.ipynb"), "--out", str(tmp_path)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     family = wait_for(moment, psutil.Process(run.pid))
-    ports = {c.laddr.port for p in family for c in connections_of(p)}
-    [kernel] = [p for p in family if "ipykernel_launcher" in " ".join(p.cmdline())]
+    ports = server_ports(family)
+    [kernel] = [p for p in family if "ipykernel_launcher" in line_of(p)]
     below = kernel.children(recursive=True)
     kernel.send_signal(signal.SIGKILL)
     _, left = psutil.wait_procs(below, timeout=GONE_SECONDS)
-    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert [p for p in left if is_alive(p)] == []
     assert not ports & {c.laddr.port for c in psutil.net_connections("tcp") if is_listening(c)}
     assert run.wait(120) == 1
     [record] = status_of(tmp_path)["notebooks"]
@@ -114,16 +104,37 @@ def wait_for(moment: Callable[[list], bool], run: psutil.Process) -> list[psutil
     while time.monotonic() < deadline:
         family = run.children(recursive=True)
         if moment(family):
-            return [p for p in family if p.is_running()]
+            return family
         time.sleep(0.1)
     raise AssertionError(f"{moment.__name__} never came")
 
 
+def server_ports(family: list[psutil.Process]) -> set[int]:
+    # Of the servers only: the kernel's own ports are Jupyter's.
+    servers = [p for p in family if "api_server" in line_of(p)]
+    return {c.laddr.port for p in servers for c in connections_of(p) if is_listening(c)}
+
+
+# A family changes while it is looked at: vLLM's server starts helpers that live
+# for a moment, so each of its processes may end between one question and the next.
+
+
+def line_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def connections_of(process: psutil.Process) -> list:
-    # The kernel's own ports are Jupyter's; those of a server are ours.
-    if "api_server" not in " ".join(process.cmdline()):
-        return []
-    return [c for c in process.net_connections("tcp") if is_listening(c)]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.net_connections("tcp")
+    return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def is_listening(connection) -> bool:

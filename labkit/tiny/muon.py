@@ -1,0 +1,63 @@
+"""The Muon optimizer in float32, for processors that do not compute in bfloat16."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+
+# Chosen by Muon's author so that five steps bring every singular value near 1:
+# https://kellerjordan.github.io/posts/muon/
+COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
+
+
+def orthogonal(updates: torch.Tensor) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices, by Newton and Schulz; updates (count, rows, columns).
+
+    Wants no more rows than columns, which keeps the products small.
+    """
+    a, b, c = COEFFICIENTS
+    updates = updates / updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(STEPS):
+        gram = updates @ updates.mT
+        updates = a * updates + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ updates
+    return updates
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum and decoupled weight decay, as `torch.optim.Muon` has it.
+
+    That one computes in bfloat16, one matrix after the other: on a processor without bfloat16
+    instructions 12 s a step for the bundled model, where this takes 0.2 s. As with torch's
+    `match_rms_adamw`, a learning rate chosen for AdamW suits.
+    """
+
+    def __init__(
+        self, params: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of all matrices; those of equal shape are made orthogonal together."""
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for parameter in group["params"]:
+                shapes[parameter.shape].append(parameter)
+            for matrices in shapes.values():
+                self._step_together(matrices, group)
+
+    def _step_together(self, matrices: list[torch.Tensor], group: dict) -> None:
+        rows, columns = matrices[0].shape
+        updates = torch.stack([self._with_momentum(m, group["momentum"]) for m in matrices])
+        tall = rows > columns
+        updates = orthogonal(updates.mT if tall else updates)
+        scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+        for matrix, update in zip(matrices, updates.mT if tall else updates, strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+    def _with_momentum(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
+        state = self.state[matrix]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(matrix)
+        state["momentum"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(state["momentum"], momentum)

@@ -1,0 +1,132 @@
+"""A class at once: thirty chats through Gradio and vLLM, both real, and what may go wrong."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from gradio_client import Client
+
+import labkit
+from labkit import chatpage, loopback
+from labkit.chat import Chat, Sampling
+from labkit.server import CHAT_TOKENS
+from labkit.webchat import WebChat
+
+SETTINGS = ["", 0, 1, 700, 1.0, ""]
+LEARNERS = 30
+LONG = 100  # as far as this a reply counts longer than thirty pages need to ask
+
+
+def connect(chat: WebChat) -> Client:
+    return Client(chat.url, verbose=False, analytics_enabled=False)
+
+
+@pytest.mark.timeout(300)
+def test_thirty_chats_stream_at_once(server):
+    def learn(client: Client, last: int) -> tuple[list, float, float]:
+        begun, states = None, []
+        for state in client.submit(f"Count from 1 to {last}.", *SETTINGS, api_name="/chat"):
+            begun = begun or time.monotonic()
+            states.append(state)
+        return states, begun, time.monotonic()
+
+    with WebChat(Chat(server).stream) as chat, ThreadPoolExecutor(LEARNERS) as pool:
+        clients = list(pool.map(lambda _: connect(chat), range(LEARNERS)))
+        done = list(pool.map(learn, clients, range(LONG, LONG + LEARNERS)))
+    for states, _, _ in done:
+        assert len(states) >= 3
+        assert states[-1].startswith("1, 2, 3, ") and states[-1].endswith("."), states[-1]
+    assert max(begun for _, begun, _ in done) < min(end for _, _, end in done), "one had to wait"
+
+
+def test_the_page_takes_as_many_replies_as_the_server_can_write(server):
+    chat = Chat(server)
+    assert server.capacity() >= LEARNERS
+    assert server.capacity() - 1 <= 2 * server.capacity(2 * CHAT_TOKENS) <= server.capacity()
+    assert WebChat(chat.stream).concurrency == server.capacity()
+    # Two models on one server share it, two servers add up; somebody else's reply says nothing.
+    assert WebChat({"a": chat.stream, "b": chat.parts}).concurrency == server.capacity()
+    assert WebChat(lambda *given: "hi").concurrency == chatpage.CONCURRENCY
+    assert WebChat(chat.stream, concurrency=3).concurrency == 3
+
+
+def test_a_server_that_does_not_tell_gets_the_usual_number(server):
+    gone = labkit.Server(f"http://127.0.0.1:{loopback.free_port()}/v1", "key", server.model)
+    assert gone.capacity() is None
+    assert WebChat(Chat(gone).stream).concurrency == chatpage.CONCURRENCY
+    few = labkit.Server(server.base_url, server.api_key, server.model,
+                        settings=labkit.EngineSettings(model="tiny", max_num_seqs=2))  # fmt: skip
+    assert few.capacity() == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_reader_that_stands_still_holds_nobody(server):
+    with WebChat(Chat(server).stream) as chat:
+        with httpx.Client(base_url=chat.url, timeout=60) as still:
+            session = {"session_hash": "stands-still"}
+            dependency = next(
+                each for each in still.get("/config").json()["dependencies"]
+                if each["api_name"] == "chat"
+            )  # fmt: skip
+            data = ["Count from 1 to 200.", None, *SETTINGS]
+            still.post("/gradio_api/queue/join",
+                       json={"fn_index": dependency["id"], "data": data} | session)  # fmt: skip
+            with still.stream("GET", "/gradio_api/queue/data", params=session):
+                begun = time.monotonic()
+                answers = list(connect(chat).submit("Count from 1 to 5.", *SETTINGS,
+                                                    api_name="/chat"))  # fmt: skip
+                assert answers[-1] == "1, 2, 3, 4, 5." and time.monotonic() - begun < 30
+
+
+@pytest.fixture
+def own_server():
+    """Starts a server of this test's own on one port and under one key, as often as it likes."""
+    port, started = loopback.free_port(), []
+
+    def start() -> labkit.Server:
+        started.append(labkit.launch("tiny", port=port, api_key="the-key-of-this-test"))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_goes_away_is_told_and_the_next_message_works(own_server):
+    server = own_server()
+    # Looked up now, since the reply takes but a second; a server has other children as it starts.
+    api_server = next(
+        process for role, process in server.processes()
+        if server.port in {each.laddr.port for each in process.net_connections("tcp")}
+    )  # fmt: skip
+    with WebChat(Chat(server, sampling=Sampling(temperature=0)).stream) as chat:
+        client = connect(chat)
+        long = ["", 0, 1, 1500, 1.0, ""]
+        job = client.submit("Count from 1 to 200.", *long, api_name="/chat")
+        while len(job.outputs()) < 3:
+            time.sleep(0.01)
+        api_server.kill()
+        *_, last = job
+        text, apology = last
+        assert text.startswith("1, 2, 3") and "does not answer" in apology["content"]
+        server.stop()
+        own_server()
+        *_, reply = client.submit("Count from 1 to 5.", *SETTINGS, api_name="/chat")
+        assert reply == "1, 2, 3, 4, 5."
+
+
+def test_the_terminal_command_talks_to_a_server(server):
+    typed = "What is AWQ?\n/quit\n"
+    arguments = ["--base-url", server.base_url, "--temperature", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "labkit.cli", "chat", *arguments],
+        input=typed, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"VLLM_API_KEY": server.api_key},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 bits" in done.stdout and "tokens/s" in done.stdout

@@ -1,0 +1,115 @@
+"""A sweep on a real Ray cluster of two nodes on this machine, one of them killed in the middle."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from labkit import sweeps
+from labkit.errors import RunError
+
+# Ray takes a machine's outer address, unless it believes to be where there are no clusters.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+NOTEBOOK = """
+import os, time
+from pathlib import Path
+from labkit import values
+begun = Path(FOLDER) / f"{LENGTH}-{os.getpid()}"
+begun.touch()
+time.sleep(SECONDS)
+values.record(double=2 * LENGTH)
+assert LENGTH != FAIL_AT, "this one was to fail"
+"""
+
+# Runs the sweep as a driver of its own: Ray is not made to be started twice in one process.
+DRIVER = """
+import json, sys, time, threading
+from contextlib import contextmanager
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from labkit import sweeps
+
+notebook, out, begun, kill = sys.argv[1:5]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+other = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+assert cluster.address.startswith("127.0.0.1:"), cluster.address
+
+
+def kill_one():
+    # When both nodes are at work, one of them goes.
+    while len(list(Path(begun).iterdir())) < 3:
+        time.sleep(0.1)
+    cluster.remove_node(other, allow_graceful=False)
+
+
+if kill == "kill":
+    threading.Thread(target=kill_one, daemon=True).start()
+
+
+@contextmanager
+def quiet(report):
+    yield lambda record: print("over", record.name, record.status, record.error, flush=True)
+
+
+fixed = {"FOLDER": begun, "SECONDS": 3.0, "FAIL_AT": 5 if kill == "fail" else 0}
+result = sweeps.run(notebook, {"LENGTH": [1, 2, 3, 4, 5]}, fixed, out=out, display=quiet,
+                    ray=cluster.address)
+print("EXIT", result.exit_code)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    parameters = 'LENGTH = 1\nSECONDS = 1.0\nFOLDER = "."\nFAIL_AT = 0'
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(NOTEBOOK)]
+    path = tmp_path / "measure.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def sweep(notebook, how: str) -> tuple[str, pd.DataFrame, list[str]]:
+    """What the driver printed, the table, and which runs were begun, one entry for each start."""
+    folder = notebook.parent
+    (folder / "begun").mkdir()
+    command = [sys.executable, "-c", DRIVER, str(notebook), str(folder / "out"),
+               str(folder / "begun"), how]  # fmt: skip
+    done = subprocess.run(command, env=os.environ | LOOPBACK, capture_output=True, text=True)
+    assert "EXIT" in done.stdout, done.stdout + done.stderr[-3000:]
+    begun = [path.name.partition("-")[0] for path in (folder / "begun").iterdir()]
+    return done.stdout, pd.read_csv(folder / "out" / "results.csv"), begun
+
+
+@pytest.mark.timeout(300)
+def test_the_runs_of_a_killed_node_are_done_again(notebook):
+    said, frame, begun = sweep(notebook, "kill")
+    assert "EXIT 0" in said
+    assert list(frame.LENGTH) == [1, 2, 3, 4, 5] and (frame.double == 2 * frame.LENGTH).all()
+    assert len(begun) > 5, "no run was begun twice: the node was killed too late"
+    assert sorted(path.name for path in (notebook.parent / "out").glob("measure-*.ipynb")) == [
+        f"measure-{n}.ipynb" for n in range(1, 6)
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_fails_over_there_is_named_and_the_others_go_on(notebook):
+    said, frame, begun = sweep(notebook, "fail")
+    assert "EXIT 1" in said and len(begun) == 5, "a failed run was done again"
+    assert list(frame.status) == ["ok"] * 4 + ["cell_error"]
+    assert "this one was to fail" in frame.error[4]
+
+
+def test_where_nobody_answers_nothing_is_started(notebook):
+    started = time.monotonic()
+    with pytest.raises(RunError, match="Nobody answers at 127.0.0.1:1"):
+        sweeps.run(notebook, {"LENGTH": [1]}, out=notebook.parent / "out", ray="127.0.0.1:1",
+                   display=lambda report: nullcontext(lambda record: None))  # fmt: skip
+    assert time.monotonic() - started < 20

@@ -1,0 +1,103 @@
+"""Tools of a real MCP server, over its input and output and over HTTP."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from labkit import loopback
+from labkit.errors import ToolError
+from labkit.mcp_tools import McpTools
+from labkit.tools import Toolbox
+
+SERVER = """
+import sys
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("lab")
+print("the lab's server starts", file=sys.stderr)
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    '''Adds two numbers.'''
+    return a + b
+
+@server.tool()
+def fail(why: str) -> str:
+    '''Fails.'''
+    raise ValueError(why)
+
+if len(sys.argv) > 1:
+    server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+else:
+    server.run("stdio")
+"""
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER)
+    return path
+
+
+@pytest.fixture
+def address(script):
+    port = loopback.free_port()
+    process = subprocess.Popen([sys.executable, script, str(port)])
+    url = f"http://127.0.0.1:{port}/mcp"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(url, timeout=1)
+            break
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    yield url
+    process.terminate()
+    process.wait(10)
+
+
+def check(tools):
+    box = Toolbox(tools)
+    assert set(box.tools) == {"add", "fail"}
+    assert box.tools["add"].description == "Adds two numbers."
+    assert box.call("add", '{"a": 2, "b": 40}').text == "42"
+    refused = box.call("add", '{"a": "two", "b": 40}')
+    assert not refused.ok and "'two' is not of type 'integer'" in refused.text
+    failed = box.call("fail", '{"why": "no paper"}')
+    assert not failed.ok and "Error executing tool fail" in failed.text
+
+
+@pytest.mark.timeout(120)
+def test_over_its_input_and_output(script):
+    with McpTools([sys.executable, script]) as tools:
+        check(tools)
+
+
+@pytest.mark.timeout(120)
+def test_what_the_server_says_beside_goes_to_a_log(script, tmp_path, monkeypatch):
+    # Not to sys.stderr, which in a notebook is no file that a process could write to.
+    monkeypatch.setenv("LABKIT_LOGS", str(tmp_path / "logs"))
+    with McpTools([sys.executable, script]):
+        pass
+    [log] = (tmp_path / "logs").glob("mcp-*.log")
+    assert "the lab's server starts" in log.read_text()
+
+
+@pytest.mark.timeout(120)
+def test_over_http(address):
+    with McpTools(address) as tools:
+        check(tools)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("server", ["http://127.0.0.1:{port}/mcp", ["no-such-command-here"]])
+def test_nobody_there_is_a_sentence(server):
+    if isinstance(server, str):
+        server = server.format(port=loopback.free_port())
+    with pytest.raises(ToolError, match="does not answer"), McpTools(server, timeout=5):
+        pass

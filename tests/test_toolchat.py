@@ -1,0 +1,98 @@
+"""The tool loop on the real vLLM with its hermes parser, and the merging of streamed calls."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from labkit.chat import Sampling
+from labkit.parts import Speed, Step
+from labkit.tiny.toolbox import lab_tools
+from labkit.toolchat import ToolChat, merge
+from labkit.tools import Tool, Toolbox
+
+GREEDY = Sampling(temperature=0, top_p=1, max_tokens=200)
+
+
+def lab_tool(name: str, run, language: str = "en") -> Tool:
+    """One of the lab model's own tools, with something that answers."""
+    known = lab_tools(language)[name]
+    about = known.schema()["function"]
+    return Tool(known.name, known.description, about["parameters"], run)
+
+
+def weather(city: str) -> dict:
+    return {"celsius": 21, "sky": "sunny"}
+
+
+@pytest.fixture
+def chat(server):
+    return ToolChat(server, [lab_tool("get_weather", weather)], system="", sampling=GREEDY)
+
+
+def piece(index, id=None, name=None, arguments=None):
+    function = SimpleNamespace(name=name, arguments=arguments)
+    return SimpleNamespace(index=index, id=id, function=function)
+
+
+def test_pieces_of_two_calls_that_alternate_are_merged_by_index():
+    calls = {}
+    merge(calls, [piece(0, "a", "get_time", "")])
+    merge(calls, [piece(1, "b", "get_weather", '{"ci')])
+    merge(calls, [piece(0, arguments='{"city": "R'), piece(1, arguments='ty": "Oslo"}')])
+    merge(calls, [piece(0, arguments='ome"}')])
+    assert [(c["id"], *c["function"].values()) for c in calls.values()] == [
+        ("a", "get_time", '{"city": "Rome"}'),
+        ("b", "get_weather", '{"city": "Oslo"}'),
+    ]
+
+
+def test_a_question_is_answered_from_a_tool(chat):
+    states = list(chat.parts("What is the weather in Paris?"))
+    step, text, speed = states[-1]
+    assert (
+        isinstance(step, Step) and step.ok and step.detail.startswith("get_weather(city='Paris')")
+    )
+    assert "21" in text and "sunny" in text
+    assert isinstance(speed, Speed) and speed.tokens > 10 and 0 < speed.first < speed.seconds
+    assert len(states) > 5, "the answer did not stream"
+
+
+def test_two_calls_at_once(chat):
+    *_, last = chat.parts("What is the weather in Paris and London?")
+    steps = [part for part in last if isinstance(part, Step)]
+    assert [step.detail.splitlines()[0] for step in steps] == [
+        "get_weather(city='Paris')",
+        "get_weather(city='London')",
+    ]
+
+
+def test_no_call_where_none_is_needed(chat):
+    *_, last = chat.parts("What is PagedAttention?")
+    assert not [part for part in last if isinstance(part, Step)]
+
+
+def test_a_failing_tool_is_told_to_model_and_learner(server):
+    def broken(city: str) -> str:
+        raise OSError("no connection")
+
+    chat = ToolChat(server, [lab_tool("get_weather", broken)], system="", sampling=GREEDY)
+    *_, (step, text, _) = chat.parts("What is the weather in Paris?")
+    assert not step.ok and "no connection" in step.detail
+    assert "no connection" in text
+
+
+def test_rounds_have_a_limit(server, monkeypatch):
+    chat = ToolChat(server, [lab_tool("get_weather", weather)], "", GREEDY, rounds=0)
+    *_, last = chat.parts("What is the weather in Paris?")
+    assert not [part for part in last if isinstance(part, Step)]
+
+
+def test_the_text_alone_streams_too(chat):
+    reply = chat.send("What is the weather in Paris?")
+    assert "sunny" in reply
+    assert [message["role"] for message in chat.history] == ["user", "assistant"]
+
+
+def test_a_toolbox_can_be_given(server):
+    box = Toolbox([lab_tool("get_weather", weather)], timeout=1)
+    assert ToolChat(server, box).toolbox is box
