@@ -16,8 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labkit import heap, progress, records, runs, tables
 from labkit import parameters as notebook_parameters
-from labkit import progress, records, runs, tables
 from labkit.cluster import Cluster
 from labkit.course import find, read
 from labkit.engine import Engine
@@ -111,10 +111,11 @@ def in_kernel(
 
     tried = list(combinations(grid))
     engines = [Engine(model, **settings) for settings in tried]
-    rows = [
-        settings | _measured(engine, measure)
-        for settings, engine in zip(tried, engines, strict=True)
-    ]
+    with heap.sweep():
+        rows = [
+            settings | _measured(engine, measure)
+            for settings, engine in zip(tried, engines, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -30,11 +31,11 @@ assert LENGTH != FAIL_AT, "this one was to fail"
 
 # Runs the sweep as a driver of its own: Ray is not made to be started twice in one process.
 DRIVER = """
-import json, sys, time, threading
+import os, signal, sys, time, threading
 from contextlib import contextmanager
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from labkit import sweeps
+from labkit import runs, sweeps
 
 notebook, out, begun, kill = sys.argv[1:5]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -50,8 +51,14 @@ def kill_one():
     cluster.remove_node(other, allow_graceful=False)
 
 
-if kill == "kill":
-    threading.Thread(target=kill_one, daemon=True).start()
+def press_ctrl_c():
+    while len(list(Path(begun).iterdir())) < 2:
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+meanwhile = {"kill": kill_one, "ctrl-c": press_ctrl_c}.get(kill, lambda: None)
+threading.Thread(target=meanwhile, daemon=True).start()
 
 
 @contextmanager
@@ -60,9 +67,12 @@ def quiet(report):
 
 
 fixed = {"FOLDER": begun, "SECONDS": 3.0, "FAIL_AT": 5 if kill == "fail" else 0}
-result = sweeps.run(notebook, {"LENGTH": [1, 2, 3, 4, 5]}, fixed, out=out, display=quiet,
-                    ray=cluster.address)
-print("EXIT", result.exit_code)
+try:
+    result = sweeps.run(notebook, {"LENGTH": [1, 2, 3, 4, 5]}, fixed, out=out, display=quiet,
+                        ray=cluster.address)
+    print("EXIT", result.exit_code)
+except runs.Interrupted as stopped:
+    print("EXIT", stopped.report.exit_code, "interrupted")
 cluster.shutdown()
 """
 
@@ -79,7 +89,7 @@ def notebook(tmp_path):
 def sweep(notebook, how: str) -> tuple[str, pd.DataFrame, list[str]]:
     """What the driver printed, the table, and which runs were begun, one entry for each start."""
     folder = notebook.parent
-    (folder / "begun").mkdir()
+    (folder / "begun").mkdir(exist_ok=True)
     command = [sys.executable, "-c", DRIVER, str(notebook), str(folder / "out"),
                str(folder / "begun"), how]  # fmt: skip
     done = subprocess.run(command, env=os.environ | LOOPBACK, capture_output=True, text=True)
@@ -105,6 +115,20 @@ def test_a_run_that_fails_over_there_is_named_and_the_others_go_on(notebook):
     assert "EXIT 1" in said and len(begun) == 5, "a failed run was done again"
     assert list(frame.status) == ["ok"] * 4 + ["cell_error"]
     assert "this one was to fail" in frame.error[4]
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_the_runs_over_there_and_the_same_sweep_goes_on(notebook):
+    said, frame, begun = sweep(notebook, "ctrl-c")
+    assert "interrupted" in said and "EXIT 0" not in said
+    assert set(frame.status) == {"interrupted"} and len(begun) == 2
+    kernels = [int(path.name.split("-")[1]) for path in (notebook.parent / "begun").iterdir()]
+    gone = time.monotonic() + 15
+    while alive := [pid for pid in kernels if psutil.pid_exists(pid)]:
+        assert time.monotonic() < gone, f"still running: {alive}"
+        time.sleep(0.2)
+    said, frame, _ = sweep(notebook, "no")
+    assert "EXIT 0" in said and list(frame.status) == ["ok"] * 5
 
 
 def test_where_nobody_answers_nothing_is_started(notebook):

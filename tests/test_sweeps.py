@@ -1,5 +1,6 @@
 """Sweeps: strict grids, one row a run, and going on after an interruption."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -158,6 +159,8 @@ def test_settings_are_swept_in_one_kernel():
     small, large = frame[frame.kv_cache_memory_bytes == 1 << 16], frame[frame.error.isna()]
     assert (large.tokens > 512).all() and (large.start_seconds > 0).all()
     assert len(small) == 2 and small.error.notna().all() and small.tokens.isna().all()
+    # Within a sweep what was there before is no garbage; afterwards all is as it was.
+    assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 def test_unknown_settings_are_refused_before_any_engine_starts():
