@@ -27,6 +27,7 @@ WAYS = ("sdk", "gradio")
 TROUBLE = NO_ANSWER.split()[-1]  # as it stands in an event, whose other signs are escaped
 
 _talkers: dict[str, list[Callable]] = {}
+_windows: list["_Window"] = []
 
 
 def through_the_chat(model: str = "tiny", users: int = 30, tokens: int = 200) -> dict[str, Any]:
@@ -66,26 +67,35 @@ def _sit_down(base_url: str, api_key: str, app_url: str, users: int, tokens: int
     server = labkit.attach(base_url, api_key)
     sampling = labkit.Sampling(temperature=0, top_p=1, max_tokens=tokens)
     _talkers["sdk"] = [labkit.Chat(server, "", sampling).stream for _ in range(users)]
-    _talkers["gradio"] = [_window(app_url, tokens) for _ in range(users)]
+    _windows.extend(_Window(app_url, tokens) for _ in range(users))
+    _talkers["gradio"] = [window.ask for window in _windows]
 
 
-def _window(url: str, tokens: int) -> Callable:
+class _Window:
     """What a browser's page does, over HTTP: joins the queue and reads the events of its session.
 
-    Each message begins a session, and so a conversation, of its own, as with the SDK. Gradio's own
-    Python client costs twice what the whole app does, on the same two cores.
+    Gradio's own Python client costs twice what the whole app does, on the same two cores.
     """
-    http = httpx.Client(base_url=url, timeout=120)
-    functions = http.get("config").raise_for_status().json()["dependencies"]
-    number = next(each["id"] for each in functions if each["api_name"] == "chat")
 
-    def ask(message: str) -> Iterator[str]:
-        session = secrets.token_hex(8)
-        data = [message, None, "", 0, 1, tokens, 1.0, ""]
-        call = {"fn_index": number, "data": data, "session_hash": session}
-        http.post("gradio_api/queue/join", json=call).raise_for_status()
-        params = {"session_hash": session}
-        with http.stream("GET", "gradio_api/queue/data", params=params) as events:
+    def __init__(self, url: str, tokens: int) -> None:
+        self.tokens = tokens
+        self.http = httpx.Client(base_url=url, timeout=120)
+        functions = self.http.get("config").raise_for_status().json()["dependencies"]
+        self.chat = next(each["id"] for each in functions if each["api_name"] == "chat")
+        self.session = ""
+
+    def open(self) -> None:
+        """Open the page anew: a session, and so a conversation, of its own, as with the SDK."""
+        self.session = secrets.token_hex(8)
+        call = {"data": [], "session_hash": self.session}
+        self.http.post("gradio_api/run/open", json=call).raise_for_status()
+
+    def ask(self, message: str) -> Iterator[str]:
+        data = [message, None, "", 0, 1, self.tokens, 1.0, ""]
+        call = {"fn_index": self.chat, "data": data, "session_hash": self.session}
+        self.http.post("gradio_api/queue/join", json=call).raise_for_status()
+        params = {"session_hash": self.session}
+        with self.http.stream("GET", "gradio_api/queue/data", params=params) as events:
             for line in events.iter_lines():
                 if TROUBLE in line:
                     raise RuntimeError(f"the chat has no answer: {line[:500]}")
@@ -94,12 +104,12 @@ def _window(url: str, tokens: int) -> Callable:
                 elif "process_completed" in line:
                     return
 
-    return ask
-
 
 def _all_at_once(way: str, number: int, length: int, tokens: int) -> bench.Pass:
     """All users together; every reply has just that many tokens, cut off by the limit."""
     talkers = _talkers[way]
+    for window in _windows:
+        window.open()
     messages = [_message(f"{way}:{number}:{user}", length) for user in range(len(talkers))]
 
     def talk(talker: Callable, message: str) -> tuple[float, float]:

@@ -68,7 +68,7 @@ def build(
     """
     replies = _by_name(reply)
     gr = _gradio()
-    return gr.ChatInterface(
+    app = gr.ChatInterface(
         _answer(replies, closing or Event()),
         title=title,
         chatbot=gr.Chatbot(
@@ -94,6 +94,14 @@ def build(
         api_visibility="undocumented",
         analytics_enabled=False,
     )
+    with app:
+        # Gradio takes 5 ms to begin a session. Begun when the page opens, the first messages of a
+        # class, all sent at once, need not wait for each other's.
+        app.load(
+            lambda: None, queue=False, show_progress="hidden",
+            api_name="open", api_visibility="undocumented",
+        )  # fmt: skip
+    return app
 
 
 def _by_name(reply: Replies) -> dict[str, Reply]:

@@ -253,3 +253,13 @@ def test_gradio_ports_are_the_ones_searched():
 
     ports = range(INITIAL_PORT_VALUE, INITIAL_PORT_VALUE + TRY_NUM_PORTS)
     assert ports == webchat.PORTS
+
+
+def test_opening_the_page_begins_the_session():
+    with WebChat(lambda *request: "yes") as app:
+        opened = {"data": [], "session_hash": "a-page"}
+        assert httpx.post(f"{app.url}gradio_api/run/open", json=opened).status_code == 200
+        assert "a-page" in app._app.app.state_holder.session_data
+        config = httpx.get(f"{app.url}config").json()
+        [load] = [d for d in config["dependencies"] if d["api_name"] == "open"]
+        assert "load" in [event for _, event in load["targets"]]
