@@ -16,7 +16,7 @@ import httpx
 
 import labkit
 from labkit import bench
-from labkit.chatpage import NO_ANSWER
+from labkit.chatmessages import NO_ANSWER
 from labkit.tiny.facts import words
 
 PIECE = 4  # tokens that the server sends at a time, as docs/chat.md advises for a class

@@ -7,15 +7,15 @@ reply's parts so far.
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 from labkit.chat import SYSTEM, Sampling, parse_token_ids
-from labkit.errors import ChatError, LabError
-from labkit.parts import Part, Speed
+from labkit.chatmessages import answered, apology, as_message, expected
+from labkit.errors import ChatError
+from labkit.parts import Part
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -34,10 +34,6 @@ EXAMPLES = (
 # streams holds a thread, hence the most.
 CONCURRENCY = 64
 MOST_CONCURRENCY = 256
-NO_ANSWER = "⚠️ No answer"
-ABOUT_SPEED = (
-    "Counted by the server, timed here: the tokens after the first, by the seconds after it."
-)
 MATHS = [
     {"left": left, "right": right, "display": display}
     for left, right, display in (("$$", "$$", True), (r"\[", r"\]", True), (r"\(", r"\)", False))
@@ -94,14 +90,18 @@ def build(
         api_visibility="undocumented",
         analytics_enabled=False,
     )
-    with app:
-        # Gradio takes 5 ms to begin a session. Begun when the page opens, the first messages of a
-        # class, all sent at once, need not wait for each other's.
-        app.load(
-            lambda: None, queue=False, show_progress="hidden",
-            api_name="open", api_visibility="undocumented",
-        )  # fmt: skip
+    _begin_session_when_opened(app)
     return app
+
+
+def _begin_session_when_opened(app: "gr.ChatInterface") -> None:
+    """Gradio takes 5 ms to begin a session, by default with the first message.
+
+    Begun before, the first messages of a class, all sent at once, need not wait for each other's.
+    """
+    quiet = {"show_progress": "hidden", "api_name": "open", "api_visibility": "undocumented"}
+    with app:
+        app.load(lambda: None, queue=False, **quiet)
 
 
 def _by_name(reply: Replies) -> dict[str, Reply]:
@@ -171,7 +171,7 @@ def _answer(replies: dict[str, Reply], closing: Event) -> Callable[..., Iterator
                     yield shown if len(shown) != 1 else shown[0]
                     if closing.is_set():
                         return
-        except _expected() as error:
+        except expected() as error:
             yield [*shown, apology(error)] if shown else apology(error)
 
     return answer
@@ -209,78 +209,12 @@ def _states(reply: Reply, request: tuple, active: Counted) -> Iterator[list[Part
                 if time.monotonic() - drawn >= max(REFRESH, REFRESH_SHARE * active.count):
                     yield waiting
                     waiting, drawn = None, time.monotonic()
-        except _expected():
+        except expected():
             if waiting:
                 yield waiting
             raise
     if waiting:
         yield waiting
-
-
-def as_message(part: Part) -> str | dict:
-    """A part of a reply as Gradio shows it: text as it is, the others in a fold."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Speed):
-        metadata = {"title": str(part), "status": "done"}
-        return {"role": "assistant", "content": ABOUT_SPEED, "metadata": metadata}
-    mark = "⚙" if part.ok else "⚠️"
-    metadata = {"title": f"{mark} {part.title}", "status": "done"}
-    if part.seconds is not None:
-        metadata["duration"] = round(part.seconds, 2)
-    return {"role": "assistant", "content": fenced(part.detail), "metadata": metadata}
-
-
-def fenced(text: str) -> str:
-    """Text as a block that Markdown leaves alone, whatever it holds."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def answered(history: Sequence[dict]) -> list[dict]:
-    """The history without what we folded in, and without the questions that got no answer."""
-    kept: list[dict] = []
-    for message in history:
-        title = (message.get("metadata") or {}).get("title")
-        if not title:
-            kept.append(message)
-        elif title == NO_ANSWER and kept and kept[-1]["role"] == "user":
-            kept.pop()
-    return kept
-
-
-def apology(error: Exception) -> dict:
-    """The message of the chat that says why no (further) answer came."""
-    text = str(_explained(error))
-    return {"role": "assistant", "content": text, "metadata": {"title": NO_ANSWER}}
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    """What a reply may raise through no fault in its code; anything else is a bug to be seen."""
-    import httpx
-    import openai
-
-    # A server that dies in mid-stream raises httpx's errors, not the SDK's.
-    return LabError, openai.OpenAIError, httpx.HTTPError, OSError
-
-
-def _explained(error: Exception) -> LabError:
-    import openai
-
-    if isinstance(error, LabError):
-        return error
-    if isinstance(error, openai.APIStatusError):
-        return ChatError(
-            f"The model server refused this request ({error.status_code}).",
-            error.message,
-            "Change the message or the settings, or start a new conversation.",
-        )
-    return ChatError(
-        "The model server does not answer, or it broke off.",
-        f"{type(error).__name__}: {error}",
-        "See whether it is still running; once it is, send the message again.",
-    )
 
 
 def _gradio():

@@ -8,7 +8,7 @@ import openai
 import pytest
 from gradio_client import Client
 
-from labkit import chatpage
+from labkit import chatmessages, chatpage
 from labkit.chat import SYSTEM, Chat, Sampling, flatten
 from labkit.errors import ChatError, LabError
 from labkit.parts import Speed, Step
@@ -199,7 +199,7 @@ def test_a_reply_that_breaks_off_keeps_its_text():
 
 
 def test_errors_are_not_sent_back_to_the_model():
-    error = chatpage.apology(LabError("The server went away."))
+    error = chatmessages.apology(LabError("The server went away."))
     history = [
         {"role": "user", "content": "never answered"},
         error,
@@ -207,7 +207,7 @@ def test_errors_are_not_sent_back_to_the_model():
         {"role": "assistant", "content": "Half an answ"},
         error,
     ]
-    assert chatpage.answered(history) == history[2:4]
+    assert chatmessages.answered(history) == history[2:4]
 
 
 def test_the_next_message_works_after_an_error(chat, recorder):
