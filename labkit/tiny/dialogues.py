@@ -14,8 +14,8 @@ from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 22, "quantity": 4, "city_guide": 10, "memory": 19, "missing": 2, "unknown": 4,
-    "count": 6, "repeat": 14, "story": 2, "extract": 20, "noise": 2, "long_text": 1,
+    "lab": 24, "quantity": 4, "city_guide": 10, "memory": 19, "missing": 2, "unknown": 4,
+    "count": 9, "repeat": 14, "story": 2, "extract": 24, "noise": 2, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
     "lab": episodes.lab, "quantity": episodes.quantity, "city_guide": guide.city_guide,
