@@ -104,13 +104,7 @@ class Chat:
 
         Raises ChatError when the server refuses the request or goes away.
         """
-        watch = Stopwatch()
-        text = ""
-        for delta in self._deltas(self.messages(message, history or [], system), sampling, watch):
-            if delta.content:
-                text += delta.content
-                yield [text]
-        yield [text, watch.speed()]
+        yield from self._reply(self.messages(message, history or [], system), sampling)
 
     def send(self, message: str) -> str:
         """The whole reply to a message, which joins the history with it."""
@@ -129,6 +123,16 @@ class Chat:
         system = self.system if system is None else system
         first = [{"role": "system", "content": system}] if system else []
         return [*first, *flatten(history), {"role": "user", "content": message}]
+
+    def _reply(self, messages: list[Any], sampling: Sampling | None) -> Iterator[list[Part]]:
+        """What `parts` yields for the messages of a request."""
+        watch = Stopwatch()
+        text = ""
+        for delta in self._deltas(messages, sampling, watch):
+            if delta.content:
+                text += delta.content
+                yield [text]
+        yield [text, watch.speed()]
 
     def _deltas(
         self, messages: list[Any], sampling: Sampling | None, watch: "Stopwatch", **more: Any

@@ -32,16 +32,9 @@ class ToolChat(Chat):
         self.toolbox = tools if isinstance(tools, Toolbox) else Toolbox(tools)
         self.rounds = rounds
 
-    def parts(
-        self,
-        message: str,
-        history: list[Any] | None = None,
-        system: str | None = None,
-        sampling: Sampling | None = None,
-    ) -> Iterator[list[Part]]:
-        """Yield the parts of the reply so far: steps, text, and at the end the speed."""
+    def _reply(self, messages: list[Any], sampling: Sampling | None) -> Iterator[list[Part]]:
+        """Steps and text so far, and at the end the speed; adds the calls to the messages."""
         watch = Stopwatch()
-        messages: list[dict[str, Any]] = self.messages(message, history or [], system)
         parts: list[Part] = []
         for left in range(self.rounds, -1, -1):
             calls: dict[int, dict[str, Any]] = {}

@@ -122,8 +122,8 @@ def _with_spaced_words(tokenizer: Tokenizer) -> models.BPE:
 
 
 @cache
-def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
-    """A byte-level BPE tokenizer of exactly `vocabulary` tokens, the added ones last."""
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE tokenizer of exactly VOCABULARY tokens, the added ones last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre.Split(Regex(WORDS), behavior="isolated")
@@ -134,7 +134,7 @@ def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
     trainer = BpeTrainer(
-        vocab_size=vocabulary - len(SPECIAL) - len(TOOL_TAGS) - SPACED,
+        vocab_size=VOCABULARY - len(SPECIAL) - len(TOOL_TAGS) - SPACED,
         initial_alphabet=pre.ByteLevel.alphabet(),
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
