@@ -65,6 +65,8 @@ class Parameter:
 
     def _located(self, text: str) -> str:
         """The text; made absolute where it is a path here, as notebooks run in their own folder."""
+        if "\0" in text:  # in no path, and expanduser raises for it
+            return str(text)
         path = os.path.expanduser(text)  # pathlib's raises for ~nobody, and for long texts
         is_path = os.path.exists(path) if os.sep in text else os.path.isdir(path)
         keeps = text.strip(".~") == "" or repr(str(text)) == self.default

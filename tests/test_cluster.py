@@ -34,6 +34,7 @@ DRIVER = """
 import os, signal, sys, time, threading
 from contextlib import contextmanager
 from pathlib import Path
+import psutil
 from ray.cluster_utils import Cluster
 from labkit import runs, sweeps
 
@@ -44,9 +45,21 @@ cluster.wait_for_nodes()
 assert cluster.address.startswith("127.0.0.1:"), cluster.address
 
 
+def has_just_begun_on_the_other(path):
+    # Its name ends with the number of its kernel, whose ancestor is the raylet of its node.
+    [raylet] = other.all_processes["raylet"]
+    try:
+        ancestors = psutil.Process(int(path.name.partition("-")[2])).parents()
+        return time.time() - path.stat().st_mtime < 1 and raylet.process.pid in [
+            ancestor.pid for ancestor in ancestors
+        ]
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill_one():
-    # When both nodes are at work, one of them goes.
-    while len(list(Path(begun).iterdir())) < 3:
+    # In the middle of a run, or there would be none to do again.
+    while not any(map(has_just_begun_on_the_other, Path(begun).iterdir())):
         time.sleep(0.1)
     cluster.remove_node(other, allow_graceful=False)
 
@@ -121,7 +134,8 @@ def test_a_run_that_fails_over_there_is_named_and_the_others_go_on(notebook):
 def test_ctrl_c_ends_the_runs_over_there_and_the_same_sweep_goes_on(notebook):
     said, frame, begun = sweep(notebook, "ctrl-c")
     assert "interrupted" in said and "EXIT 0" not in said
-    assert set(frame.status) == {"interrupted"} and len(begun) == 2
+    # The first run may be over before the second, at which Ctrl-C comes, has begun.
+    assert "interrupted" in set(frame.status) <= {"ok", "interrupted"} and len(begun) < 5
     kernels = [int(path.name.split("-")[1]) for path in (notebook.parent / "begun").iterdir()]
     gone = time.monotonic() + 15
     while alive := [pid for pid in kernels if psutil.pid_exists(pid)]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -153,6 +153,7 @@ def test_what_is_typed_as_json_arrives(value):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
+@example("~\x00")
 def test_a_text_arrives_as_typed_or_as_a_path(typed):
     arrived = Parameter("X", str, "''").accept(Text(typed))
     assert arrived == typed or Path(arrived).exists()
