@@ -5,9 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import labkit
 from labkit.weights import BUNDLED
+
+# The same examples at every run: whoever types `make test` hears of what they changed, and of
+# nothing else. `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture
