@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -91,7 +92,7 @@ class Engine:
             llm.llm_engine.engine_core.shutdown()
         _retire(llm)
         del llm
-        freed = before - heap.settle()
+        freed = before - heap.settle(at_once=self.in_process)
         self._end_guard()
         _current = None if _current is self else _current
         print(f"engine stopped, {max(0, freed) / 1e6:,.0f} MB freed", flush=True)
@@ -118,8 +119,11 @@ class Engine:
     def _construct(self, stages: logs.Stages) -> "LLM":
         if "vllm" not in sys.modules:
             stages.show("importing vLLM")
-        from vllm import LLM
+        with heap.importing():
+            from vllm import LLM
 
+        if self.in_process:
+            _replace_kernels_once()
         with heap.starting() if self.in_process else nullcontext():
             return LLM(**self.settings.llm_kwargs())
 
@@ -137,6 +141,18 @@ class Engine:
             self._guard.terminate()
             self._guard.wait()
             self._guard = None
+
+
+def _replace_kernels_once() -> None:
+    """Spare further starts vLLM's look through all modules for kernels to replace: 0.1 s each.
+
+    On a CPU it replaces those written in Triton; once replaced, they stay so.
+    """
+    from vllm.platforms import current_platform
+
+    replace = current_platform.register_triton_kernel_overrides
+    if not hasattr(replace, "cache_info"):
+        current_platform.register_triton_kernel_overrides = cache(replace)
 
 
 class _StoppedLLM:

@@ -12,6 +12,9 @@ import psutil
 from labkit.hardware import MIB, look
 
 M_MMAP_THRESHOLD = -3  # glibc's number of that option of mallopt(3)
+# jsonschema, which Ray imports, wants it for addresses with letters of all scripts, and can do
+# without; it builds 38 parsers when it is imported, nearly a second.
+SLOW_TO_IMPORT = "rfc3987_syntax"
 
 _in_sweep = False
 
@@ -25,8 +28,11 @@ def memory_in_use() -> int:
     return resident + sum(g.total_bytes - g.free_bytes for g in gpus)
 
 
-def settle() -> int:
-    """Give memory back to the system and wait until usage is stable; returns it in bytes."""
+def settle(at_once: bool = False) -> int:
+    """Give memory back to the system and wait until usage is stable; returns it in bytes.
+
+    `at_once` says that no other process has any to give back, for which one would have to wait.
+    """
     _forget_tokenizers()
     if not _in_sweep:
         gc.unfreeze()
@@ -34,7 +40,7 @@ def settle() -> int:
     # glibc keeps freed memory for itself until it is told to trim.
     ctypes.CDLL(None).malloc_trim(0)
     used, deadline = memory_in_use(), time.monotonic() + 10
-    while time.monotonic() < deadline:
+    while not at_once and time.monotonic() < deadline:
         time.sleep(0.05)
         used, before = memory_in_use(), used
         if abs(used - before) < MIB:
@@ -57,23 +63,35 @@ def _forget_tokenizers() -> None:
 
 
 @contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that last for seconds: Python would spend a quarter on looking for garbage.
+
+    What SLOW_TO_IMPORT names is left out.
+    """
+    enabled, left_out = gc.isenabled(), SLOW_TO_IMPORT not in sys.modules
+    gc.disable()
+    if left_out:
+        sys.modules[SLOW_TO_IMPORT] = None  # an import of it now raises ImportError
+    try:
+        yield
+    finally:
+        if left_out:
+            del sys.modules[SLOW_TO_IMPORT]
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def starting() -> Iterator[None]:
     """Around a start in this process: the imported modules are not looked through for garbage.
 
     vLLM collects garbage five times while it starts, 0.2 s each with all that a kernel holds; what
     is frozen it passes by. `settle` undoes it. vLLM would freeze its engine too, and with it what
-    `settle` has to find. A kernel's first start imports for seconds, a quarter of which Python
-    would spend on looking for garbage among what it imports.
+    `settle` has to find.
     """
     gc.freeze()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        with _gc_without("freeze"), big_blocks_returned():
-            yield
-    finally:
-        if enabled:
-            gc.enable()
+    with importing(), _gc_without("freeze"), big_blocks_returned():
+        yield
 
 
 @contextmanager
@@ -89,7 +107,6 @@ def sweep() -> Iterator[None]:
     finally:
         _in_sweep = False
         gc.unfreeze()
-        gc.collect()
 
 
 @contextmanager

@@ -114,6 +114,26 @@ def test_garbage_is_collected_as_before_once_an_engine_has_come_and_gone():
     assert gc.collect is collect and gc.get_freeze_count() == 0
 
 
+def test_what_is_slow_to_import_is_left_out_for_as_long_as_vllm_is_imported():
+    code = (
+        "from labkit import heap\n"
+        "with heap.importing():\n"
+        "    from jsonschema import FormatChecker\n"
+        "import gc, rfc3987_syntax\n"
+        "assert gc.isenabled() and FormatChecker().conforms('2026-11-26', 'date')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_kernels_are_replaced_at_the_first_start_only():
+    from vllm.platforms import current_platform
+
+    for _ in range(2):
+        with labkit.Engine("tiny", **SMALL) as engine:
+            assert engine.llm.generate(["Hello"], greedy(2), use_tqdm=False)
+    assert current_platform.register_triton_kernel_overrides.cache_info().misses == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "advice"),
     [
