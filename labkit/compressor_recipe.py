@@ -32,7 +32,7 @@ samples = Dataset.from_list([
 # Most processors only emulate 16-bit arithmetic, sixty times slower than 32 bits.
 model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32 if on_cpu else "auto")
 recipe = [
-    AWQModifier(),  # searches the scales, as section 3 shows
+    AWQModifier(),  # searches the scales, as section 2 shows
     QuantizationModifier(targets=["Linear"], ignore=["lm_head"], scheme="W4A16_ASYM"),
 ]
 oneshot(

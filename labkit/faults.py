@@ -44,14 +44,14 @@ CATALOGUE = [
     Fault(
         r"Free memory on device \S* ?\(([\d.]+)/([\d.]+) GiB\)"
         r".{1,80}utilization \(([\d.]+), ([\d.]+)",
-        "The GPU has too little free memory: {0} of {1} GiB.",
+        "The GPU has too little free memory: {0} of its {1} GiB.",
         "gpu_memory_utilization={2} asks for {3} GiB, and something else holds the rest.",
         "Stop what holds it (nvidia-smi lists processes), or lower gpu_memory_utilization.",
     ),
     Fault(
         r"memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on startup"
         r".{1,80}utilization \(([\d.]+), ([\d.]+)",
-        "The machine has too little free memory: {0} of {1} GiB.",
+        "The machine has too little free memory: {0} of the {1} GiB beside its processor.",
         "On a CPU gpu_memory_utilization is a share of the memory node, and {2} of it is {3} GiB.",
         "Lower gpu_memory_utilization, end other programs, or set kv_cache_memory_bytes instead.",
     ),

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from labkit import hardware, logs, weights
+from labkit import hardware, logs, loopback, weights
 from labkit.errors import SettingsError
 
 # Settings that only a server has; all others mean the same to LLM(...) and to the server.
@@ -17,6 +17,7 @@ SERVER_ONLY = frozenset(
 )
 # A Binder pod has 2 GiB for everything, and on a CPU the lab's models need little cache.
 CPU_KV_CACHE_BYTES = 64 * hardware.MIB
+GATE = "labkit.gate.Gate"  # what a server shows to others than this machine's users
 
 
 class EngineSettings(BaseModel):
@@ -125,7 +126,9 @@ class EngineSettings(BaseModel):
                 args.append("--no-" + flag.removeprefix("--"))
             elif value is not None:
                 args += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-        return args if self.host != "127.0.0.1" else [*args, "--host", self.host]
+        if self.host == "127.0.0.1":  # vLLM's own default is every address
+            return [*args, "--host", self.host]
+        return args if self.host in loopback.NAMES else [*args, "--middleware", GATE]
 
     def server_command(self, build: str | None = None) -> list[str]:
         """The whole command that starts a server on these settings.

@@ -172,6 +172,20 @@ def test_free_ports_are_free():
         probe.bind(("127.0.0.1", loopback.free_port()))
 
 
+def test_others_see_the_api_and_no_path_besides():
+    with labkit.launch("tiny", host="127.0.0.2") as server:  # loopback too, but not for labkit
+        keys = {"Authorization": f"Bearer {server.api_key}"}
+        chat = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 1}
+        inside, outside = "/v1/chat/completions", ("/invocations", "/tokenize", "/docs", "/v1x")
+        found = {
+            path: [httpx.post(server.root_url + path, json=chat, headers=h).status_code
+                   for h in (keys, {})]
+            for path in (inside, *outside)
+        }  # fmt: skip
+        assert found == {inside: [200, 401]} | dict.fromkeys(outside, [404, 404])
+        assert server.answers("/health") and server.answers("/metrics")
+
+
 def test_stop_ends_all_and_frees_the_port():
     server = labkit.launch("tiny")
     processes = [process for _, process in server.processes()]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from labkit.errors import SettingsError
 from labkit.hardware import Gpu, Machine
-from labkit.settings import EngineSettings
+from labkit.settings import GATE, EngineSettings
 
 GIB = 1 << 30
 
@@ -125,6 +125,12 @@ def test_command_line_and_keywords_say_the_same(vllm_parser, values):
     for name, value in settings.llm_kwargs().items():
         if name != "use_tqdm_on_load":
             assert parsed[name] == value, name
+
+
+def test_a_server_for_others_gets_a_gate(vllm_parser):
+    for host, gates in {"127.0.0.1": [], "localhost": [], "0.0.0.0": [GATE]}.items():
+        parsed = vllm_parser.parse_args(EngineSettings(model="m", host=host).server_args())
+        assert (parsed.host, parsed.middleware) == (host, gates)
 
 
 def test_a_setting_of_several_parts_goes_as_json(vllm_parser):
