@@ -12,6 +12,7 @@ from labkit.tiny.toolbox import Tool
 
 POOL = 2048  # dialogues sorted by length together
 LONGEST = 2048  # tokens; a longer dialogue is cut
+OPENING = 10  # tokens, enough to tell the answers from each other
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ def pieces(talk: Dialogue) -> Iterator[tuple[str, bool]]:
 
 
 def encode(tokenizer: Tokenizer, talk: Dialogue) -> Encoded:
-    """Token numbers of the dialogue, cut at LONGEST."""
+    """Token numbers of the dialogue, cut at LONGEST, or behind the opening of its reply."""
     ids, trained = [], []
     for text, learn in pieces(talk):
         new = tokenizer.encode(text, add_special_tokens=False).ids
         ids.extend(new)
         trained.extend([learn] * len(new))
-    return Encoded(ids[:LONGEST], trained[:LONGEST])
+    end = min(LONGEST, trained.index(True) + OPENING) if talk.opening else LONGEST
+    return Encoded(ids[:end], trained[:end])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from labkit.tiny.voice import Voice
 
 # How often each skill opens an episode, in percent.
 MIX = {
-    "lab": 24, "quantity": 4, "city_guide": 10, "memory": 19, "missing": 2, "unknown": 4,
+    "lab": 16, "quantity": 4, "city_guide": 10, "memory": 19, "missing": 2, "unknown": 4,
     "count": 9, "repeat": 14, "story": 2, "extract": 24, "noise": 2, "long_text": 1,
 }  # fmt: skip
 SKILLS = {
@@ -26,7 +26,8 @@ SKILLS = {
 # Two of these in one conversation could contradict each other.
 TELLS = frozenset({"memory", "missing"})
 HELD_OUT_SKILLS = (*MIX, "tool", "other_tool")
-WITH_TOOLS = 0.45  # of all dialogues
+OPENINGS = 0.6  # of all dialogues
+WITH_TOOLS = 0.45  # of the others
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
 
@@ -35,12 +36,17 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation as chat messages; `skills` names its episodes in order."""
+    """A conversation as chat messages; `skills` names its episodes in order.
+
+    `opening` says that of the last reply only the first words are to be trained: they decide what
+    the reply is about, and its rest, known by heart after a few readings, takes most of the time.
+    """
 
     messages: tuple[Message, ...]
     skills: tuple[str, ...]
     language: str
     tools: tuple[Tool, ...] = ()
+    opening: bool = False
 
 
 def _system(rng: random.Random, language: str) -> str:
@@ -96,6 +102,11 @@ def dialogue(seed: int, number: int) -> Dialogue:
     """The training dialogue with that number, in English if it is even and Chinese if odd."""
     rng = random.Random(f"{seed}:{number}")
     language, other = LANGUAGES[number % 2], LANGUAGES[1 - number % 2]
+    if rng.random() < OPENINGS:
+        turns = episodes.lab(Voice(rng, language))[:1]
+        return Dialogue(
+            as_messages(_system(rng, language), turns), ("lab",), language, opening=True
+        )
     tools = ()
     if rng.random() < WITH_TOOLS:
         turns, skills, tools = _with_tools(rng, language)

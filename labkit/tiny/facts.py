@@ -159,3 +159,15 @@ def words(language: str) -> tuple[str, ...]:
     text += " ".join(sentence for stage in stories(language) for sentence in stage)
     found = re.findall(r"[a-z]{3,10}" if language == "en" else r"[\u4e00-\u9fff]", text)
     return tuple(sorted(set(found)))
+
+
+@cache
+def pieces(letters: bool = False) -> tuple[str, ...]:
+    """Pieces of words and signs to make names of, or only those of small Latin letters alone.
+
+    They are the tokens of the bundled vocabulary that are text by themselves, so that a model
+    that has copied them all can copy any. They are listed, and not asked of a tokenizer, because
+    what the dialogues say must not change with it.
+    """
+    listed = tuple(_read("pieces")["pieces"])
+    return tuple(p for p in listed if not letters or re.fullmatch(r"[a-z]{2,}", p))

@@ -147,15 +147,6 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-@cache
-def readable_tokens(letters: bool = False) -> tuple[str, ...]:
-    """The tokens that are text by themselves, or only those of small Latin letters alone."""
-    tokenizer = train_tokenizer()
-    texts = (tokenizer.decode([number]) for number in range(tokenizer.get_vocab_size()))
-    readable = [text for text in texts if text.strip() and "\ufffd" not in text]
-    return tuple(t for t in readable if not letters or re.fullmatch(r"[a-z]{2,}", t))
-
-
 def _settings(tokenizer: Tokenizer, longest: int) -> dict:
     added = {
         str(tokenizer.token_to_id(token)): {

@@ -3,8 +3,8 @@
 import random
 import zlib
 
-from labkit.tiny.facts import common_characters, names, phrasing, spin, words
-from labkit.tiny.tokenizer import HAN, readable_tokens
+from labkit.tiny.facts import common_characters, names, phrasing, pieces, spin, words
+from labkit.tiny.tokenizer import HAN
 
 HELD_OUT_ONE_IN = 10
 # Where a section keeps wordings that are never trained; the rest are made of trained patterns.
@@ -110,7 +110,7 @@ class Voice:
 
     def _glued(self) -> str:
         """A word of one to three tokens, each token of letters as likely as any other."""
-        return "".join(self.rng.choices(readable_tokens(letters=True), k=self.rng.randint(1, 3)))
+        return "".join(self.rng.choices(pieces(letters=True), k=self.rng.randint(1, 3)))
 
     def _chinese_name(self) -> str:
         count = self.rng.choice((1, 2, 2))
@@ -208,7 +208,7 @@ class Voice:
     def _any_tokens(self) -> str:
         """Three to sixteen tokens, each as likely as any other, and some rare characters."""
         count = self.rng.randint(3, 16)
-        chosen = self.rng.choices(readable_tokens(), k=count)
+        chosen = self.rng.choices(pieces(), k=count)
         for place in range(count):
             if self.rng.random() < 0.15:
                 chosen[place] = chr(self.rng.choice(HAN))

@@ -27,7 +27,7 @@ from labkit.tiny.facts import (
 from labkit.tiny.meaning import Reply, as_json, bullets, numbers, says_fee
 from labkit.tiny.voice import UNSEEN, Voice, is_held_out
 
-SAMPLE = 4000
+SAMPLE = 10_000
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""The Muon optimizer in float32: as torch's own, without bfloat16."""
+"""The Muon optimizer: as torch's own, in float32 too."""
 
+import pytest
 import torch
 
 from labkit.tiny.muon import Muon, orthogonal
@@ -7,12 +8,13 @@ from labkit.tiny.muon import Muon, orthogonal
 SHAPES = [(64, 32), (64, 32), (32, 64), (32, 32)]
 
 
-def test_it_takes_the_steps_of_torchs_muon():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_takes_the_steps_of_torchs_muon(dtype):
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     before = [p.detach().clone() for p in ours]
-    one = Muon(ours, lr=1e-2, weight_decay=0.05)
+    one = Muon(ours, lr=1e-2, weight_decay=0.05, dtype=dtype)
     other = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):

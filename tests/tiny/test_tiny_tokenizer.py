@@ -1,12 +1,16 @@
 """The bundled tokenizer and chat template."""
 
+from collections import defaultdict
+
 import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from labkit.tiny import MODEL_DIR
-from labkit.tiny.batches import LONGEST, encode, make_batches, pieces
+from labkit.tiny import MODEL_DIR, facts
+from labkit.tiny.batches import LONGEST, OPENING, encode, make_batches, pieces
 from labkit.tiny.dialogues import dialogue, stream
+from labkit.tiny.episodes import as_bullets
+from labkit.tiny.facts import LANGUAGES, topics
 from labkit.tiny.tokenizer import SPECIAL, TEMPLATE, TOOL_TAGS
 
 CLOCK = {
@@ -128,7 +132,8 @@ def test_training_text_equals_the_template(tokenizer, raw):
         tools = [tool.schema() for tool in talk.tools] or None
         text = render(tokenizer, list(talk.messages), tools=tools)
         assert "".join(piece for piece, _ in pieces(talk)) == text
-        assert encode(raw, talk).ids == tokenizer.encode(text)[:LONGEST]
+        ids = encode(raw, talk).ids
+        assert ids == tokenizer.encode(text)[: len(ids) if talk.opening else LONGEST]
 
 
 def test_the_server_renders_tools_as_in_training(tokenizer, server):
@@ -143,11 +148,34 @@ def test_the_server_renders_tools_as_in_training(tokenizer, server):
 
 
 def test_only_replies_are_trained(raw):
-    talk = next(talk for talk in stream(1) if not talk.tools)
+    talk = next(talk for talk in stream(1) if not talk.tools and not talk.opening)
     encoded = encode(raw, talk)
     trained = [i for i, learn in zip(encoded.ids, encoded.trained, strict=True) if learn]
     replies = [m["content"] + "<|im_end|>" for m in talk.messages if m["role"] == "assistant"]
     assert raw.decode(trained, skip_special_tokens=False) == "".join(replies)
+
+
+def test_of_an_opening_only_the_first_words_are_trained(raw):
+    talk = next(talk for talk in stream(1) if talk.opening)
+    encoded = encode(raw, talk)
+    trained = [i for i, learn in zip(encoded.ids, encoded.trained, strict=True) if learn]
+    assert len(trained) == OPENING and encoded.ids[-OPENING:] == trained
+    assert talk.messages[-1]["content"].startswith(raw.decode(trained))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_opening_tells_what_a_reply_is_about(raw, language):
+    found = defaultdict(set)
+    for key, topic in topics(language).items():
+        for reply in (topic.answer, topic.short, as_bullets(topic)):
+            found[tuple(raw.encode(reply).ids[:OPENING])].add(key)
+    assert all(len(keys) == 1 for keys in found.values())
+
+
+def test_a_piece_to_make_names_of_is_one_token(raw):
+    assert len(facts.pieces()) > 3000 and len(facts.pieces(letters=True)) > 1000
+    for piece in facts.pieces():
+        assert raw.token_to_id(piece) is not None or len(raw.encode(piece).ids) == 1, piece
 
 
 def test_batches_lose_nothing(raw):
