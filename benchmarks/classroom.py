@@ -8,7 +8,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
@@ -21,10 +22,29 @@ from labkit.tiny.facts import words
 
 PIECE = 4  # tokens that the server sends at a time, as docs/chat.md advises for a class
 CACHE = 160 << 20  # bytes: room for the long messages of all users
-# Words of text before the question: a first message, and one deep in a conversation.
-LOADS = {"a short question": 0, "after a long text": 700}
 WAYS = ("sdk", "gradio")
 TROUBLE = NO_ANSWER.split()[-1]  # as it stands in an event, whose other signs are escaped
+
+
+@dataclass(frozen=True)
+class Load:
+    """`words` of text before each question; each user begins within `spread` seconds.
+
+    Of `messages` a user sends the next when the reply to the last has ended, so that as many
+    chats as there are users are under way all the time.
+    """
+
+    words: int = 0
+    spread: float = 0.0
+    messages: int = 1
+
+
+# A class that obeys a countdown, one that works, and one deep in its conversations.
+LOADS = {
+    "a short question, all at the same instant": Load(),
+    "short questions, each in their own time": Load(spread=1.5, messages=3),
+    "after a long text, all at the same instant": Load(words=700),
+}
 
 _talkers: dict[str, list[Callable]] = {}
 _windows: list["_Window"] = []
@@ -41,20 +61,21 @@ def through_the_chat(model: str = "tiny", users: int = 30, tokens: int = 200) ->
             1, get_context("spawn"), _sit_down,
             (server.base_url, server.api_key, app.url, users, tokens),
         ) as users_process:  # fmt: skip
-            for name, length in LOADS.items():
+            for name, load in LOADS.items():
                 passes = {way: [] for way in WAYS}
                 for number in range(bench.REPEATS + 1):
                     for way in WAYS:
-                        done = users_process.submit(_all_at_once, way, number, length, tokens)
+                        done = users_process.submit(_together, way, number, load, tokens)
                         passes[way].append(done.result())
-                loads[name] = _compared(passes, users)
+                loads[name] = _compared(passes, users, load)
     return {"model": model, "users": users, "tokens": tokens, "stream_interval": PIECE,
             "loads": loads}  # fmt: skip
 
 
-def _compared(passes: dict[str, list[bench.Pass]], users: int) -> dict[str, Any]:
+def _compared(passes: dict[str, list[bench.Pass]], users: int, load: Load) -> dict[str, Any]:
     """Both ways' speeds without their first pass, and Gradio's by the SDK's."""
-    speeds = {way: bench.Speed.of(users, users, done[1:]) for way, done in passes.items()}
+    requests = users * load.messages
+    speeds = {way: bench.Speed.of(users, requests, done[1:]) for way, done in passes.items()}
     first = {way: speed.first_token.median for way, speed in speeds.items()}
     rate = {way: speed.tokens_per_second.median for way, speed in speeds.items()}
     return {**{way: asdict(speed) for way, speed in speeds.items()},
@@ -105,25 +126,33 @@ class _Window:
                     return
 
 
-def _all_at_once(way: str, number: int, length: int, tokens: int) -> bench.Pass:
+def _together(way: str, number: int, load: Load, tokens: int) -> bench.Pass:
     """All users together; every reply has just that many tokens, cut off by the limit."""
-    talkers = _talkers[way]
+
+    def talk(user: int) -> Iterator[tuple[float, float]]:
+        time.sleep(load.spread * user / len(_windows))
+        for turn in range(load.messages):
+            if turn:
+                _windows[user].open()
+            yield _timed(way, user, f"{number}:{turn}", load, tokens)
+
     for window in _windows:
         window.open()
-    messages = [_message(f"{way}:{number}:{user}", length) for user in range(len(talkers))]
-
-    def talk(talker: Callable, message: str) -> tuple[float, float]:
-        begun, first = time.perf_counter(), None
-        for _ in talker(message):
-            first = first or time.perf_counter()
-        return first - begun, (time.perf_counter() - first) / (tokens - 1)
-
     begun = time.perf_counter()
-    with ThreadPoolExecutor(len(talkers)) as pool:
-        done = list(pool.map(talk, talkers, messages))
+    with ThreadPoolExecutor(len(_windows)) as pool:
+        done = list(chain(*pool.map(lambda user: list(talk(user)), range(len(_windows)))))
     seconds = time.perf_counter() - begun
     first, rest = zip(*done, strict=True)
-    return bench.Pass(tokens * len(talkers), seconds, first, rest)
+    return bench.Pass(tokens * len(done), seconds, first, rest)
+
+
+def _timed(way: str, user: int, turn: str, load: Load, tokens: int) -> tuple[float, float]:
+    """Seconds to the first token of one reply, and between each of the others."""
+    message = _message(f"{way}:{user}:{turn}", load.words)
+    begun, first = time.perf_counter(), None
+    for _ in _talkers[way][user](message):
+        first = first or time.perf_counter()
+    return first - begun, (time.perf_counter() - first) / (tokens - 1)
 
 
 def _message(salt: str, length: int) -> str:

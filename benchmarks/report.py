@@ -26,7 +26,8 @@ def rendered(results: Path) -> str:
 def _machine(found: dict[str, Any]) -> Iterator[str]:
     facts, measured = found["machine"], found["measured"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    place = facts["GPU"] if facts["GPU"] != "none" else f"{facts['processor cores']}, no GPU"
+    cores, kind = facts["processor cores"].split(" ", 1)
+    place = facts["GPU"] if facts["GPU"] != "none" else f"{cores} cores {kind}, no GPU"
     yield f"### {place}"
     yield f"{facts['memory'].split(' (')[0]} of memory; {found['day']}; {versions}."
     for name, section in SECTIONS.items():

@@ -67,12 +67,7 @@ def test_many_starts_leave_no_memory_behind():
 def test_a_sweep_in_a_kernel_is_as_cheap_as_promised():
     for found in measured("sweep"):
         assert not found["errors"] and max(found["seconds_a_setting"]) <= 3
-        assert max(found["ratios"]) >= 10
-
-
-@pytest.mark.xfail(strict=True, reason="a kernel's first engine imports for some seconds")
-def test_so_is_the_first_sweep_of_a_kernel():
-    assert all(found["ratios"][0] >= 10 for found in measured("sweep"))
+        assert min(found["ratios"]) >= 10  # a kernel's first sweep, and a further one
 
 
 def loads(name: str) -> list[dict]:
@@ -83,12 +78,19 @@ def test_a_class_gets_its_tokens_through_gradio_nearly_as_fast_as_by_the_sdk():
     for found in measured("through_the_chat"):
         assert found["users"] >= 30
         assert all(both["rate_ratio"] >= 0.8 for both in found["loads"].values())
-    assert all(both["first_token_ratio"] <= 1.3 for both in loads("after a long text"))
+    assert all(
+        both["first_token_ratio"] <= 1.3
+        for both in loads("after a long text, all at the same instant")
+    )
 
 
-@pytest.mark.xfail(strict=True, reason="thirty at the same instant wait for Gradio's own work")
-def test_so_it_is_with_the_first_token_of_a_short_question():
-    assert all(both["first_token_ratio"] <= 1.3 for both in loads("a short question"))
+@pytest.mark.xfail(strict=True, reason="the model needs less time than Gradio's own work")
+@pytest.mark.parametrize(
+    "load",
+    ["a short question, all at the same instant", "short questions, each in their own time"],
+)
+def test_so_it_is_with_the_first_token_of_a_short_question(load):
+    assert all(both["first_token_ratio"] <= 1.3 for both in loads(load))
 
 
 def test_a_machine_is_named_by_what_decides_its_speed(run):
