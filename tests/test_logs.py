@@ -94,7 +94,7 @@ def test_an_unknown_failure_is_told_by_its_root_cause(tmp_path):
 # Messages of a GPU, as vLLM's sources word them; those of a CPU are provoked in test_engine.
 GPU_MESSAGES = {
     "ValueError: Free memory on device cuda:0 (3.1/14.6 GiB) on startup is less than desired GPU "
-    "memory utilization (0.92, 13.43 GiB). Decrease GPU memory utilization": "3.1 of 14.6 GiB",
+    "memory utilization (0.92, 13.43 GiB). Decrease GPU memory utilization": "3.1 of its 14.6 GiB",
     "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your "
     "Tesla T4 GPU has compute capability 7.5.": "dtype='half'",
     "torch.AcceleratorError: CUDA error: no kernel image is available for execution": "V100",
