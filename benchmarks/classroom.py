@@ -129,18 +129,20 @@ class _Window:
 def _together(way: str, number: int, load: Load, tokens: int) -> bench.Pass:
     """All users together; every reply has just that many tokens, cut off by the limit."""
 
-    def talk(user: int) -> Iterator[tuple[float, float]]:
+    def talk(user: int) -> list[tuple[float, float]]:
         time.sleep(load.spread * user / len(_windows))
+        timed = []
         for turn in range(load.messages):
             if turn:
                 _windows[user].open()
-            yield _timed(way, user, f"{number}:{turn}", load, tokens)
+            timed.append(_timed(way, user, f"{number}:{turn}", load, tokens))
+        return timed
 
     for window in _windows:
         window.open()
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(_windows)) as pool:
-        done = list(chain(*pool.map(lambda user: list(talk(user)), range(len(_windows)))))
+        done = list(chain(*pool.map(talk, range(len(_windows)))))
     seconds = time.perf_counter() - begun
     first, rest = zip(*done, strict=True)
     return bench.Pass(tokens * len(done), seconds, first, rest)

@@ -115,10 +115,8 @@ def restarts(count: int = 20) -> dict[str, Any]:
 
 def sweep(processes: int = 2) -> dict[str, Any]:
     """Eight settings in one kernel, against a process for each (of which a few are timed)."""
-    import vllm  # noqa: F401  (a kernel in which a lesson runs has it already)
-
     in_kernel = []
-    for _ in range(2):  # the first engine of a kernel imports a good deal more
+    for _ in range(2):  # the first engine of a kernel imports vLLM
         begun = time.perf_counter()
         found = sweeps.in_kernel("tiny", GRID | {"enforce_eager": [True]}, lambda engine: {})
         in_kernel.append((time.perf_counter() - begun) / len(found))
