@@ -103,8 +103,8 @@ def _sweep(found: dict[str, Any]) -> str:
     first, again = found["seconds_a_setting"]
     ratios = " and ".join(f"{ratio:.1f}" for ratio in found["ratios"])
     return (
-        f"**A sweep over {found['settings']} settings**: {first:.2f} s a setting in a new kernel, importing "
-        f"vLLM included, "
+        f"**A sweep over {found['settings']} settings**: {first:.2f} s a setting in a new kernel, "
+        f"importing vLLM included, "
         f"{again:.2f} s where an engine has run before; {found['seconds_a_process']:.1f} s with a "
         f"process for each, {ratios} times as long."
     )
