@@ -100,7 +100,9 @@ class _Window:
 
     def __init__(self, url: str, tokens: int) -> None:
         self.tokens = tokens
-        self.http = httpx.Client(base_url=url, timeout=120)
+        # The app closes a connection that was idle for 5 s: one not used for so long is left.
+        limits = httpx.Limits(keepalive_expiry=2)
+        self.http = httpx.Client(base_url=url, timeout=120, limits=limits)
         functions = self.http.get("config").raise_for_status().json()["dependencies"]
         self.chat = next(each["id"] for each in functions if each["api_name"] == "chat")
         self.session = ""

@@ -176,12 +176,22 @@ def in_words() -> Iterator[None]:
 
 
 class Stopwatch:
-    """Takes the time of a reply that may come in several requests."""
+    """Takes the time of a reply that may come in several requests, with other work between."""
 
     def __init__(self) -> None:
         self._begun = time.perf_counter()
+        self._paused = 0.0
         self._first: float | None = None
         self._tokens = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens here: it is not the model's time."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
 
     def see(self, chunk: Any) -> None:
         """Note a chunk: when the first piece came, and the tokens that the last one tells."""
@@ -194,7 +204,7 @@ class Stopwatch:
 
     def speed(self) -> Speed:
         """How fast it was until now."""
-        seconds = time.perf_counter() - self._begun
+        seconds = time.perf_counter() - self._begun - self._paused
         return Speed(self._tokens, seconds if self._first is None else self._first, seconds)
 
 

@@ -136,6 +136,12 @@ CATALOGUE = [
         "The CUDA build of vLLM is installed, but no GPU can be seen.",
         "Check nvidia-smi, or set the lab up again with LAB_ACCELERATOR=cpu make tour.",
     ),
+    Fault(
+        r"validation errors? for .{1,200}?Value error, (.+?)\.? \[type=",
+        "vLLM does not accept these settings.",
+        "{0}.",
+        "Change them, or leave them out: vLLM has defaults that fit together.",
+    ),
 ]
 
 # The last error of vLLM's engine process is the cause; those after it only report that one.

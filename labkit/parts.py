@@ -16,7 +16,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a reply came: its tokens, and the seconds to the first piece and to the last."""
+    """How fast a reply came: its tokens, and the seconds to the first piece and to the last.
+
+    The seconds in which tools were at work are not among them.
+    """
 
     tokens: int
     first: float

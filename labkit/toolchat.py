@@ -54,7 +54,9 @@ class ToolChat(Chat):
             asked = [calls[index] for index in sorted(calls)]
             messages.append({"role": "assistant", "content": text, "tool_calls": asked})
             named = [(c["function"]["name"], c["function"]["arguments"]) for c in asked]
-            for call, outcome in zip(asked, self.toolbox.call_all(named), strict=True):
+            with watch.paused():
+                outcomes = self.toolbox.call_all(named)
+            for call, outcome in zip(asked, outcomes, strict=True):
                 told = {"role": "tool", "tool_call_id": call["id"], "content": outcome.text}
                 messages.append(told)
                 parts.append(as_step(outcome))

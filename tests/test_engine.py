@@ -142,6 +142,7 @@ def test_kernels_are_replaced_at_the_first_start_only():
         ({"kv_cache_memory_bytes": 1 << 42}, "kv_cache_memory_bytes"),
         ({"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.01}, "gpu_memory_utilization"),
         ({"quantization": "awq"}, "Leave quantization out"),
+        ({"max_num_batched_tokens": 16, "max_num_seqs": 256}, "leave them out"),
         ({"tensor_parallel_size": 3}, "tensor_parallel_size"),
         pytest.param(
             {"tensor_parallel_size": 8},

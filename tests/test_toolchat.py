@@ -1,5 +1,6 @@
 """The tool loop on the real vLLM with its hermes parser, and the merging of streamed calls."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,18 @@ def test_a_question_is_answered_from_a_tool(chat):
     assert "21" in text and "sunny" in text
     assert isinstance(speed, Speed) and speed.tokens > 10 and 0 < speed.first < speed.seconds
     assert len(states) > 5, "the answer did not stream"
+
+
+def test_the_seconds_of_a_tool_are_not_the_model_s(server):
+    def slow_weather(city: str) -> dict:
+        time.sleep(2)
+        return weather(city)
+
+    chat = ToolChat(server, [lab_tool("get_weather", slow_weather)], system="", sampling=GREEDY)
+    begun = time.monotonic()
+    step, _, speed = list(chat.parts("What is the weather in Paris?"))[-1]
+    assert step.seconds >= 2
+    assert speed.seconds <= time.monotonic() - begun - 2
 
 
 def test_two_calls_at_once(chat):
