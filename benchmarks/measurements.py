@@ -22,12 +22,22 @@ MIB = 1 << 20
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 # Settings of the in-kernel sweep, and of the processes that it is compared with.
 GRID = {"max_model_len": [256, 512], "kv_cache_memory_bytes": [n * MIB for n in (8, 16, 24, 32)]}
-ONE_PROCESS = """
+# The same by a program for each setting: as one would write it with vLLM alone, with its engine in
+# the program's own process, which is its quicker way to start; and with the lab's quicker start.
+PROGRAMS = {
+    "vllm": """
+import sys, vllm
+llm = vllm.LLM(sys.argv[1], max_model_len=int(sys.argv[2]), enforce_eager=True,
+               kv_cache_memory_bytes=int(sys.argv[3]))
+""",
+    "labkit": """
 import sys, labkit
 with labkit.Engine(sys.argv[1], max_model_len=int(sys.argv[2]), enforce_eager=True,
                    kv_cache_memory_bytes=int(sys.argv[3])) as engine:
     print(engine.kv_cache_tokens)
-"""
+""",
+}
+IN_ITS_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 TWINS = ("Qwen2.5-0.5B-Instruct", "Qwen2.5-1.5B-Instruct")
 
 
@@ -114,19 +124,28 @@ def restarts(count: int = 20) -> dict[str, Any]:
 
 
 def sweep(processes: int = 2) -> dict[str, Any]:
-    """Eight settings in one kernel, against a process for each (of which a few are timed)."""
+    """Eight settings in one kernel, against a process for each (of which a few are timed).
+
+    `ratios` has, for each of the programs, what a process costs by a setting of the first and of
+    the second sweep of a kernel.
+    """
     in_kernel = []
     for _ in range(2):  # the first engine of a kernel imports vLLM
         begun = time.perf_counter()
         found = sweeps.in_kernel("tiny", GRID | {"enforce_eager": [True]}, lambda engine: {})
         in_kernel.append((time.perf_counter() - begun) / len(found))
-    times = []
-    for length, size in list(product(*GRID.values()))[:processes]:
-        begun = time.perf_counter()
-        command = [sys.executable, "-c", ONE_PROCESS, "tiny", str(length), str(size)]
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - begun)
-    each = sum(times) / len(times)
+    by_program = {name: _seconds_a_process(code, processes) for name, code in PROGRAMS.items()}
+    ratios = {name: [each / seconds for seconds in in_kernel] for name, each in by_program.items()}
     return {"settings": len(found), "errors": [e for e in found.error if e],
-            "seconds_a_setting": in_kernel, "seconds_a_process": each,
-            "ratios": [each / seconds for seconds in in_kernel]}  # fmt: skip
+            "seconds_a_setting": in_kernel, "seconds_a_process": by_program,
+            "ratios": ratios}  # fmt: skip
+
+
+def _seconds_a_process(code: str, processes: int) -> float:
+    """The mean over the first settings of the grid, each in a process of its own."""
+    path, settings = labkit.find("tiny").path, list(product(*GRID.values()))[:processes]
+    begun = time.perf_counter()
+    for setting in settings:
+        command = [sys.executable, "-c", code, str(path), *map(str, setting)]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | IN_ITS_PROCESS)
+    return (time.perf_counter() - begun) / len(settings)

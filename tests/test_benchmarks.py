@@ -67,12 +67,10 @@ def test_many_starts_leave_no_memory_behind():
 def test_a_sweep_in_a_kernel_is_as_cheap_as_promised():
     for found in measured("sweep"):
         assert not found["errors"] and max(found["seconds_a_setting"]) <= 3
-        assert max(found["ratios"]) >= 10
-
-
-@pytest.mark.xfail(strict=True, reason="a kernel's first engine imports vLLM for some seconds")
-def test_so_is_the_first_sweep_of_a_kernel():
-    assert all(found["ratios"][0] >= 10 for found in measured("sweep"))
+        assert min(found["ratios"]["vllm"]) >= 10
+        # A new kernel's first engine costs what the lab's own start costs in a process, so that
+        # eight settings can be eight times cheaper by it; further sweeps have no such bound.
+        assert found["ratios"]["labkit"][1] >= 10
 
 
 def loads(name: str) -> list[dict]:
