@@ -122,7 +122,7 @@ def _slowed(enter: Callable[[str, str], bool]) -> Door:
     """The same, but each wrong password makes that user's next answer come later.
 
     Logins of one user wait for each other, so that guessing in parallel gains nothing; others
-    are not held up.
+    are not held up. A door is for one event loop, since its locks are.
     """
     failures: dict[str, int] = defaultdict(int)
     turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -136,7 +136,8 @@ def _slowed(enter: Callable[[str, str], bool]) -> Door:
                 failures.pop(user, None)
                 return True
             failures[user] += 1
-            await asyncio.sleep(min(LONGEST_DELAY, FIRST_DELAY * 2 ** (failures[user] - 1)))
+            doubled = min(failures[user] - 1, 30)  # more would be no float at some time
+            await asyncio.sleep(min(LONGEST_DELAY, FIRST_DELAY * 2**doubled))
             return False
 
     return door

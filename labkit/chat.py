@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,13 @@ class Chat:
         self.history: list[dict[str, str]] = []
         self._server, self._client = server, server.client()
 
-    def capacity(self) -> int | None:
-        """How many of its replies the server can write at once; None where it does not tell."""
-        return self._server.capacity()
+    @property
+    def capacity(self) -> Callable[[], int | None]:
+        """The server's function that says how many replies it can write at once, None if unknown.
+
+        Chats that share a server share this function, and so do not count what it can write twice.
+        """
+        return self._server.capacity
 
     def stream(
         self,
@@ -158,7 +162,7 @@ class Chat:
 def in_words() -> Iterator[None]:
     """What goes wrong with a request, as a ChatError."""
     import httpx
-    from openai import APIConnectionError, APIStatusError
+    from openai import APIConnectionError, APIError, APIStatusError
 
     try:
         yield
@@ -172,6 +176,12 @@ def in_words() -> Iterator[None]:
             "The server does not answer, or it broke off.",
             "It was stopped, or it is still starting.",
             "Start it again; the conversation is kept.",
+        ) from error
+    except APIError as error:  # of a stream that had begun well
+        raise ChatError(
+            "The server broke off in the middle of the reply.",
+            f"{error.message}",
+            "Send the message again; the server's log says more.",
         ) from error
 
 

@@ -124,8 +124,7 @@ def capacity(reply: Replies) -> int:
     A `Chat` asks its server. Where nobody knows it is CONCURRENCY.
     """
     found = [getattr(each, "__self__", None) for each in _by_name(reply).values()]
-    owners = {id(owner): owner for owner in found if hasattr(owner, "capacity")}
-    counts = [owner.capacity() for owner in owners.values()]
+    counts = [ask() for ask in {owner.capacity for owner in found if hasattr(owner, "capacity")}]
     known = sum(filter(None, counts))
     return min(known, MOST_CONCURRENCY) or CONCURRENCY
 

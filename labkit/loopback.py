@@ -28,15 +28,16 @@ def refuse_taken(port: int) -> None:
             )
 
 
-def bypass_proxy() -> None:
-    """Keep requests to this machine away from a proxy, which could not reach it.
+def bypass_proxy(host: str = "localhost") -> None:
+    """Keep requests to this machine, also by its address `host`, away from a proxy.
 
-    Campus networks set HTTP_PROXY for everything. Both spellings of NO_PROXY are read by one
-    client or another, so both are completed.
+    It could not reach them. Campus networks set HTTP_PROXY for everything. Both spellings of
+    NO_PROXY are read by one client or another, so both are completed.
     """
+    own = dict.fromkeys([*NAMES, host.strip("[]")])
     for variable in ("NO_PROXY", "no_proxy"):
         listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-        os.environ[variable] = ",".join([*listed, *(n for n in NAMES if n not in listed)])
+        os.environ[variable] = ",".join([*listed, *(n for n in own if n not in listed)])
 
 
 def _describe(pid: int | None) -> str:

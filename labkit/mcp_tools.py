@@ -33,8 +33,10 @@ class McpTools:
             connection = portal.wrap_async_context_manager(self._client())
             client = self._open.enter_context(connection)
             listed = portal.call(_list_all, client)
-        except Exception as error:
-            self._open.close()
+        except BaseException as error:  # a Ctrl-C must not leave a started server behind
+            self._open.__exit__(type(error), error, error.__traceback__)
+            if not isinstance(error, Exception):
+                raise
             raise ToolError(
                 f"The MCP server {self._name()} does not answer.",
                 _reason(error),
@@ -85,7 +87,7 @@ def _call(
 ) -> Callable[..., str]:
     def run(**arguments: Any) -> str:
         result = portal.call(client.call_tool, name, arguments, timeout)
-        texts = [getattr(part, "text", None) or f"({part.type})" for part in result.content]
+        texts = [getattr(part, "text", f"({part.type})") for part in result.content]
         if result.is_error:
             raise RuntimeError("\n".join(texts))
         return "\n".join(texts)
@@ -102,6 +104,8 @@ def _check(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
         except jsonschema.ValidationError as error:
             where = ".".join(map(str, error.absolute_path)) or "arguments"
             raise ValueError(f"{where}: {error.message}") from None
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"the tool's own schema is wrong: {error.message}") from None
         return given
 
     return check

@@ -50,6 +50,12 @@ def plan(
         )
     if both := grid.keys() & fixed.keys():
         raise RunError(f"{sorted(both)[0]} is both fixed and part of the grid.", next="Choose one.")
+    if taken := (grid.keys() | fixed.keys()) & set(tables.FACTS):
+        raise RunError(
+            f"A parameter named {sorted(taken)[0]} cannot be swept.",
+            "The table of results has a column of that name, for the run itself.",
+            "Rename the parameter in the notebook.",
+        )
     count = prod(map(len, grid.values()))
     if count > MOST_RUNS:
         raise RunError(

@@ -40,8 +40,10 @@ class ToolChat(Chat):
             calls: dict[int, dict[str, Any]] = {}
             text = ""
             # After the last round no further call is allowed, so that an answer comes of it.
-            choice = {"tools": self.toolbox.schemas(), "tool_choice": "auto" if left else "none"}
-            for delta in self._deltas(messages, sampling, watch, **choice):
+            # A server refuses an empty list of tools.
+            offered = {"tools": self.toolbox.schemas(), "tool_choice": "auto" if left else "none"}
+            given = offered if self.toolbox.tools else {}
+            for delta in self._deltas(messages, sampling, watch, **given):
                 merge(calls, delta.tool_calls or ())
                 if delta.content:
                     text += delta.content

@@ -4,6 +4,7 @@ What a model asks for is not trusted. Arguments are checked before the call, a c
 limit and its result a length limit, and whatever goes wrong becomes a text that the model reads.
 """
 
+import asyncio
 import inspect
 import json
 import time
@@ -128,14 +129,18 @@ class Toolbox:
             given = _arguments(written)
             tool = self._find(name)
             ready = tool.check(given)
-        except ValueError as error:
-            refused = outcome(_as_error(str(error)), ok=False)
+        except Exception as error:  # also what a schema of someone else's may raise
+            text = str(error) if isinstance(error, ValueError) else _in_words(error)
+            refused = outcome(_as_error(text), ok=False)
             return lambda: refused
 
         def run() -> None:
             try:
-                done.put(outcome(_as_text(tool.run(**ready)), ok=True))
-            except Exception as error:
+                result = tool.run(**ready)
+                if inspect.iscoroutine(result):
+                    result = asyncio.run(result)
+                done.put(outcome(_as_text(result), ok=True))
+            except BaseException as error:  # sys.exit() too ends this thread only
                 done.put(outcome(_as_error(_in_words(error)), ok=False))
 
         # A thread that hangs cannot be ended; as a daemon it at least ends with the process.
@@ -161,7 +166,7 @@ def _as_error(text: str) -> str:
     return json.dumps({"error": text}, ensure_ascii=False)
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """What an exception says, with its type where that is no sentence, as of KeyError("x")."""
     text = str(error)
     return text if " " in text else f"{type(error).__name__}: {text}"
@@ -232,6 +237,7 @@ def _as_text(result: Any) -> str:
 
 
 def _cut(text: str, longest: int) -> str:
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
     if len(text) <= longest:
         return text
     return f"{text[:longest]} ... (cut: {len(text):,} characters in all)"

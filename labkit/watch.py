@@ -95,12 +95,18 @@ def describe(processes: Iterable[psutil.Process]) -> list[Leftover]:
 
 def _describe(process: psutil.Process) -> Leftover | None:
     try:
-        connections = process.net_connections(kind="inet")
-        ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
         command = " ".join(process.cmdline())[:200]
-        return Leftover(process.pid, process.name(), command, tuple(sorted(ports)))
+        return Leftover(process.pid, process.name(), command, _ports(process))
     except psutil.NoSuchProcess:
         return None
+
+
+def _ports(process: psutil.Process) -> tuple[int, ...]:
+    try:
+        connections = process.net_connections(kind="inet")
+    except psutil.AccessDenied:  # a child that runs as somebody else, such as sudo
+        return ()
+    return tuple(sorted({c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}))
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -47,7 +47,8 @@ class WebChat:
         height: int = 560,
         concurrency: int | None = None,
     ) -> None:
-        self.accounts = doors.check(accounts, host)
+        self.accounts = accounts
+        doors.check(accounts, host)
         _check_port(port)
         self.host, self.port, self.name = host, port, name
         self.title, self.height = title, height
@@ -92,7 +93,7 @@ class WebChat:
         """Launch the app without displaying it. Raises a LabError where no port can be had."""
         if self.running:
             return self
-        loopback.bypass_proxy()
+        loopback.bypass_proxy(self.host)
         for port in _take_over(self):
             # Another kernel may have been faster; Gradio's OSError says so, the next is tried.
             with suppress(OSError):
@@ -136,11 +137,19 @@ class WebChat:
     def _launch(self, port: int) -> None:
         self._closing.clear()
         self.place = frame.locate(port, self.host)
+        try:
+            self._serve(port)
+        except BaseException:
+            # Gradio looks whether its server answers, and leaves it running where it does not.
+            self._app.close(verbose=False)
+            raise
+
+    def _serve(self, port: int) -> None:
         self._app.launch(
             server_name=frame.bracketed(self.host),
             server_port=port,
             root_path=self.place.root_path,
-            auth=self.accounts,
+            auth=doors.check(self.accounts, self.host),
             share=False,  # Kaggle, SageMaker and Colab switch it on by themselves
             inline=False,
             prevent_thread_lock=True,

@@ -148,6 +148,20 @@ def test_each_wrong_password_makes_the_next_answer_slower(monkeypatch):
     assert all(after > 1.5 * before for before, after in zip(taken, taken[1:], strict=False))
 
 
+def test_thousands_of_guesses_are_as_slow_as_the_slowest(monkeypatch):
+    monkeypatch.setattr(accounts, "FIRST_DELAY", 1e-4)
+    monkeypatch.setattr(accounts, "LONGEST_DELAY", 2e-4)
+    door = accounts.check(STRONG, "127.0.0.1")
+
+    async def guess_on() -> float:
+        for number in range(1100):  # 2 to that power is no float any more
+            begun = time.monotonic()
+            assert not await door("zhangsan", f"guess {number}")
+        return time.monotonic() - begun
+
+    assert finished(guess_on()) >= 2e-4
+
+
 def test_guessing_in_parallel_gains_nothing(monkeypatch):
     monkeypatch.setattr(accounts, "FIRST_DELAY", 0.05)
     door = accounts.check([STRONG, ("lisi", "green-teapot-17")], "127.0.0.1")

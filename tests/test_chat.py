@@ -1,12 +1,14 @@
 from itertools import pairwise
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import APIError
 
 import labkit
 from labkit import loopback
-from labkit.chat import Chat, Sampling, flatten, parse_token_ids
+from labkit.chat import Chat, Sampling, flatten, in_words, parse_token_ids
 from labkit.errors import ChatError
 
 
@@ -75,3 +77,11 @@ def test_a_server_that_is_gone_is_told():
     nowhere = labkit.Server(f"http://127.0.0.1:{loopback.free_port()}/v1", "key", "tiny")
     with pytest.raises(ChatError, match="does not answer"):
         list(Chat(nowhere).stream("Hello!"))
+
+
+def test_an_error_within_a_stream_is_told_in_words():
+    # What the SDK raises when the server sends an error in the middle of a reply.
+    told = APIError("EngineCore encountered an issue", httpx.Request("POST", "http://x"), body=None)
+    with pytest.raises(ChatError, match="broke off") as caught, in_words():
+        raise told
+    assert "EngineCore" in caught.value.why

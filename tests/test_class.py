@@ -62,6 +62,8 @@ def test_the_page_takes_as_many_replies_as_the_server_can_write(server):
     assert WebChat(chat.stream).concurrency == server.capacity()
     # Two models on one server share it, two servers add up; somebody else's reply says nothing.
     assert WebChat({"a": chat.stream, "b": chat.parts}).concurrency == server.capacity()
+    pair = {"terse": Chat(server, "Be brief.").parts, "usual": chat.parts}
+    assert WebChat(pair).concurrency == server.capacity()
     assert WebChat(lambda *given: "hi").concurrency == chatpage.CONCURRENCY
     assert WebChat(chat.stream, concurrency=3).concurrency == 3
 

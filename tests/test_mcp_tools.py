@@ -1,17 +1,21 @@
 """Tools of a real MCP server, over its input and output and over HTTP."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from labkit import loopback
+from labkit import loopback, mcp_tools
 from labkit.errors import ToolError
 from labkit.mcp_tools import McpTools
-from labkit.tools import Toolbox
+from labkit.tools import Tool, Toolbox
 
 SERVER = """
 import sys
@@ -101,3 +105,23 @@ def test_nobody_there_is_a_sentence(server):
         server = server.format(port=loopback.free_port())
     with pytest.raises(ToolError, match="does not answer"), McpTools(server, timeout=5):
         pass
+
+
+def test_a_schema_that_is_none_is_told():
+    # JavaScript knows \\p{L}, Python's re does not.
+    check = mcp_tools._check({"properties": {"name": {"type": "string", "pattern": "^\\p{L}+$"}}})
+    named = Tool("greet", "Greets.", {}, lambda name: name, check)
+    outcome = Toolbox([named]).call("greet", '{"name": "Ann"}')
+    assert not outcome.ok and "error" in outcome.text
+
+
+@pytest.mark.timeout(120)
+def test_a_ctrl_c_while_connecting_leaves_nothing(tmp_path):
+    silent = tmp_path / "silent.py"
+    silent.write_text("import sys\nsys.stdin.read()")
+    before = set(psutil.Process().children(recursive=True))
+    threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), McpTools([sys.executable, str(silent)], timeout=60):
+        pass
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, 10)
+    assert not alive

@@ -121,6 +121,7 @@ def test_values_as_typed():
         (["MAX_MODEL_LEN"], "which values to take"),
         (["MAX_MODEL_LEN=1", "MAX_MODEL_LEN=2"], "twice"),
         (["MAX_MODEL_LEN=1.5"], "a whole number"),
+        (["seconds=1,2"], "cannot be swept"),
         (["MAX_MODEL_LEN=512,-3"], "is not possible"),
         (["MAX_MODEL_LEN=1024,4096", "MODEL=tiny,tiny-awq"], "tiny takes at most 2,048 tokens"),
         (["MAX_MODEL_LEN=" + ",".join(map(str, range(1, 1200)))], "at most 1,000"),

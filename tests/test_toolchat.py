@@ -94,6 +94,10 @@ def test_a_failing_tool_is_told_to_model_and_learner(server):
     assert "no connection" in text
 
 
+def test_without_tools_it_is_a_plain_chat(server):
+    assert "cache" in ToolChat(server, [], sampling=GREEDY).send("What is the KV cache?")
+
+
 def test_rounds_have_a_limit(server, monkeypatch):
     chat = ToolChat(server, [lab_tool("get_weather", weather)], "", GREEDY, rounds=0)
     *_, last = chat.parts("What is the weather in Paris?")

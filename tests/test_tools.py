@@ -1,7 +1,9 @@
 """Tools: schemas made of functions, and calls that never break the loop."""
 
+import asyncio
 import enum
 import json
+import sys
 import threading
 import time
 from typing import Annotated, Literal
@@ -142,6 +144,44 @@ def test_a_tool_that_raises_is_told():
 
     outcome = Toolbox([divide]).call("divide", '{"a": 1, "b": 0}')
     assert not outcome.ok and outcome.text == '{"error": "division by zero"}'
+
+
+def test_a_tool_may_be_asynchronous():
+    async def look_up(name: str) -> str:
+        """Looks it up."""
+        await asyncio.sleep(0.01)
+        return f"found {name}"
+
+    assert Toolbox([look_up]).call("look_up", '{"name": "it"}').text == "found it"
+
+
+def test_a_tool_that_ends_its_program_ends_only_itself():
+    def leave() -> None:
+        """Leaves."""
+        sys.exit("no such file")
+
+    begun = time.monotonic()
+    outcome = Toolbox([leave], timeout=20).call("leave", "{}")
+    assert not outcome.ok and "no such file" in outcome.text
+    assert time.monotonic() - begun < 10
+
+
+def test_what_utf8_cannot_write_is_replaced():
+    def first_file() -> str:
+        """Names a file that is not in UTF-8, as os.listdir does."""
+        return b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+
+    assert Toolbox([first_file]).call("first_file", "{}").text == "caf?.txt"
+
+
+def test_trouble_with_checking_the_arguments_is_told():
+    def check(given: dict) -> dict:
+        raise KeyError("$ref")
+
+    strange = Tool("strange", "A tool of someone else.", {"type": "object"}, dict, check)
+    outcome = Toolbox([strange]).call("strange", "{}")
+    assert not outcome.ok and "KeyError: '$ref'" in outcome.text
+    assert not Toolbox([strange]).call("strange", "[" * 100_000).ok
 
 
 def test_a_tool_that_hangs_is_left_behind():

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from gradio_client import Client
 
 from labkit import accounts as doors
-from labkit import webchat
+from labkit import loopback, webchat
 from labkit.errors import ChatError, LabError
 from labkit.webchat import WebChat
 
@@ -208,6 +209,28 @@ def test_a_closed_chat_can_be_shown_again():
     for _ in range(2):
         with chat:
             assert ask(connect(chat), "once more")[-1] == "once more"
+
+
+def test_a_class_that_shares_an_account_gets_in_after_the_chat_was_closed_too():
+    chat = WebChat(echo, ACCOUNT)
+    form = {"username": ACCOUNT[0], "password": ACCOUNT[1]}
+    for _ in range(2):
+        with chat, ThreadPoolExecutor(4) as pool:
+            url = f"{chat.url.rstrip('/')}/login"
+            came = pool.map(lambda _, url=url: httpx.post(url, data=form).status_code, range(4))
+            assert list(came) == [200] * 4
+
+
+def test_a_chat_whose_app_cannot_be_reached_leaves_no_server(monkeypatch):
+    chat = WebChat(echo, port=loopback.free_port())
+
+    def unreachable(*given, **options):
+        raise httpx.ConnectError("a proxy stands between")
+
+    monkeypatch.setattr(httpx, "get", unreachable)  # Gradio looks whether its own server answers
+    with pytest.raises(httpx.ConnectError):
+        chat.start()
+    assert not chat.running and not listens(chat.port)
 
 
 def test_without_a_browser_show_prints_one_line(capsys):
