@@ -186,6 +186,8 @@ def serve(
     from labkit import launcher
 
     settings: dict[str, Any] = _values(parameter) | ({"port": port} if port else {})
+    if "model" in settings:
+        raise typer.BadParameter("the model stands alone: labkit serve MODEL.")
     _end_on_sigterm()
     try:
         with launcher.launch(model, **settings) as server:

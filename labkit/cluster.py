@@ -123,6 +123,10 @@ def _take(ray: Any, reference: "ray.ObjectRef", record: NotebookRun, folder: Pat
     """Put what came back into the record and the sweep's folder."""
     try:
         facts, files = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # the node is well, what ran on it is not
+        record.status = "kernel_died"
+        record.error = Failure.of(type(error.cause).__name__, str(error.cause))
+        return
     except ray.exceptions.RayError as error:
         record.status = "kernel_died"
         said = str(error).strip() or type(error).__name__

@@ -224,12 +224,17 @@ def _proxy() -> Check:
     proxies = {url for kind, url in getproxies_environment().items() if kind != "no"}
     if not proxies:
         return Check("proxy", "ok", "none")
-    shown = ", ".join(sorted(f"{(u := urlsplit(url)).hostname}:{u.port}" for url in proxies))
+    shown = ", ".join(sorted(map(_without_user, proxies)))
     missed = [name for name in ("localhost", "127.0.0.1") if not proxy_bypass_environment(name)]
     if not missed:
         return Check("proxy", "ok", f"{shown}, not for this machine itself")
     advice = "labkit sees to it by itself; for other programs: export NO_PROXY=localhost,127.0.0.1"
     return Check("proxy", "warn", f"{shown}, also for {', '.join(missed)}", advice)
+
+
+def _without_user(url: str) -> str:
+    """A proxy's address without the name and password that may stand in it."""
+    return urlsplit(url if "://" in url else f"//{url}").netloc.rpartition("@")[2]
 
 
 def _leftovers() -> Check:

@@ -1,19 +1,18 @@
 """The real vllm.LLM in this kernel: one at a time, started and ended cleanly."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 from labkit import faults, hardware, heap, logs
 from labkit.errors import EngineError
+from labkit.output import output_to
 from labkit.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -109,6 +108,7 @@ class Engine:
             try:
                 self._llm = stages.poll_during(lambda: self._construct(stages))
             except Exception as error:
+                heap.forget(error)
                 heap.settle()
                 text = f"{stages.text()}\n{type(error).__name__}: {error}"
                 raise EngineError(*faults.explain(text, self.log_path)) from error
@@ -205,44 +205,6 @@ def _logging_config(log: Path) -> Path:
     path = log.with_suffix(".json")
     path.write_text(json.dumps(config))
     return path
-
-
-@contextmanager
-def output_to(log: Path) -> Iterator[TextIO]:
-    """Send all output to a file, that of C++ code and child processes too; yields the screen."""
-    sys.stdout.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    # In a terminal sys.stdout is the descriptor that is about to be redirected.
-    is_descriptor = getattr(sys.stdout, "fileno", None) and sys.stdout is sys.__stdout__
-    screen = os.fdopen(os.dup(1), "w") if is_descriptor else sys.stdout
-    with log.open("a") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            with _handlers_to(file), redirect_stdout(file), redirect_stderr(file):
-                yield screen
-        finally:
-            for number, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-            if is_descriptor:
-                screen.close()
-
-
-@contextmanager
-def _handlers_to(file: TextIO) -> Iterator[None]:
-    """Send what libraries log to a file: a handler keeps the stream of when it was made."""
-    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    moved = [
-        (handler, handler.setStream(file))
-        for handler in chain.from_iterable(logger.handlers for logger in loggers)
-        if type(handler) is logging.StreamHandler and handler.stream in (sys.stdout, sys.stderr)
-    ]
-    try:
-        yield
-    finally:
-        for handler, stream in moved:
-            handler.setStream(stream)
 
 
 def _watch_engines() -> subprocess.Popen:

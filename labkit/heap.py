@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,16 @@ def settle(at_once: bool = False) -> int:
         if abs(used - before) < MIB:
             break
     return used
+
+
+def forget(error: BaseException | None) -> None:
+    """Empty the frames that a failed start has left, which hold the weights it had loaded.
+
+    IPython keeps the last error, and the error its frames.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _forget_tokenizers() -> None:

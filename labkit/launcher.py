@@ -14,7 +14,8 @@ import psutil
 
 from labkit import faults, hardware, logs, loopback
 from labkit.errors import ServerError
-from labkit.server import Server, end
+from labkit.frame import bracketed
+from labkit.server import Server, end, refuse_unsendable
 from labkit.settings import EngineSettings
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -35,6 +36,7 @@ def launch(
     started.
     """
     loopback.bypass_proxy()
+    refuse_unsendable(api_key or "")
     settings = _complete(model, overrides)
     api_key, nonce = api_key or secrets.token_hex(16), f"launch-{secrets.token_hex(4)}"
     log = logs.new("server")
@@ -91,7 +93,7 @@ def _complete(model: str | EngineSettings, overrides: dict[str, Any]) -> EngineS
 
 def _connect_host(host: str) -> str:
     """Where a client on this machine reaches a server bound to `host`."""
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host) or bracketed(host)
 
 
 def _with_alias(command: list[str], alias: str) -> list[str]:

@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 KEEP = 40
+A_DAY = 86_400.0  # seconds
 _number = count(1)
 
 # What vLLM's own log lines mean to somebody who waits; each is shown once.
@@ -71,22 +73,37 @@ def folder() -> Path:
 
 
 def new(kind: str) -> Path:
-    """A fresh log file for an "engine" or a "server"; the oldest of many are deleted."""
-    for old in sorted(folder().glob("*.log"), key=lambda p: p.stat().st_mtime)[:-KEEP]:
-        old.unlink(missing_ok=True)
+    """A fresh log file for an "engine" or a "server"; of many, those of days before are deleted."""
+    _clear()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = folder() / f"{kind}-{stamp}-{os.getpid()}-{next(_number)}.log"
     path.touch(mode=0o600)
     return path
 
 
-def shorten(path: Path) -> str:
-    """A path as one would type it here: from the working directory, or from the home folder."""
+def _clear() -> None:
+    """Delete the oldest logs, with the configurations beside them; today's may be in use."""
+    found = []
+    for path in folder().glob("*.log"):
+        with suppress(FileNotFoundError):  # another kernel may be clearing too
+            found.append((path.stat().st_mtime, path))
+    for written, old in sorted(found)[:-KEEP]:
+        if time.time() - written > A_DAY:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".json").unlink(missing_ok=True)
+
+
+def shorten(path: Path, tilde: bool = True) -> str:
+    """A path as one would type it here: from the working directory, or from the home folder.
+
+    With `tilde` False it is for what does not know that ~ is the home folder.
+    """
     relative = os.path.relpath(path)
     if not relative.startswith("../../"):
         return relative
     home = str(Path.home())
-    return "~" + str(path).removeprefix(home) if path.is_relative_to(home) else str(path)
+    at_home = tilde and path.is_relative_to(home)
+    return "~" + str(path).removeprefix(home) if at_home else str(path)
 
 
 class Stages:

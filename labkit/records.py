@@ -95,12 +95,13 @@ class RunReport:
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     seconds: float = 0.0
     finished: bool = False
+    interrupted: bool = False
     machine: hardware.Machine = field(default_factory=hardware.look)
 
     @property
     def status(self) -> str:
         """ "running", "ok", "failed" or "interrupted"."""
-        if any(record.status == "interrupted" for record in self.notebooks):
+        if self.interrupted or any(r.status == "interrupted" for r in self.notebooks):
             return "interrupted"
         if not self.finished:
             return "running"

@@ -44,6 +44,7 @@ def main() -> None:
 
 def execute(job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
     """Execute the notebook; returns its status and, unless that is "ok", the error."""
+    cells = nbformat.read(job["source"], as_version=4).cells
     try:
         papermill.execute_notebook(
             _verbatim(job["source"]),
@@ -57,7 +58,7 @@ def execute(job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
             execution_timeout=job["timeout"],
             iopub_timeout=OUTPUT_SECONDS,
             autosave_cell_every=AUTOSAVE_SECONDS,
-            on_cell_execute=_counter(tell),
+            on_cell_execute=_counter(tell, any(map(_is_injected, cells))),
         )
     except PapermillExecutionError as error:
         if _was_meant(job["output"]):
@@ -73,15 +74,22 @@ def execute(job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
     return {"status": "ok"}
 
 
-def _counter(tell: Callable[..., None]) -> Callable[..., None]:
-    """A hook that tells of each code cell: its place among all cells, and its In [number]."""
+def _is_injected(cell: nbformat.NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def _counter(tell: Callable[..., None], in_source: bool) -> Callable[..., None]:
+    """A hook that tells of each code cell: its place among all cells, and its In [number].
+
+    `in_source` says that the notebook has a cell of papermill's, being its output already.
+    """
     count, injected = 0, 0
 
     def started(cell: nbformat.NotebookNode, cell_index: int) -> None:
         nonlocal count, injected
         count += 1
         # papermill's own cell is not in the notebook that the learner opens.
-        injected += "injected-parameters" in cell.metadata.get("tags", [])
+        injected += _is_injected(cell) and not in_source
         place = cell_index + 1 - injected
         tell(index=cell_index, cell=place, execution_count=count, cell_source=cell.source)
 

@@ -12,7 +12,7 @@ from labkit import progress, report
 from labkit.course import course, find, read
 from labkit.errors import RunError
 from labkit.execution import Limits, execute
-from labkit.records import NotebookRun, RunReport
+from labkit.records import PAGE_FILE, NotebookRun, RunReport
 
 __all__ = ["Interrupted", "conduct", "course", "find", "limits_of", "run"]
 
@@ -86,6 +86,7 @@ def conduct(
             for record in executor(pending, result, limits):
                 over(record)
     except KeyboardInterrupt:
+        result.interrupted = True  # it may have come between two notebooks
         raise Interrupted(result) from None
     finally:
         result.finished = True
@@ -101,7 +102,9 @@ def _plan(sources: Iterable[Path], parameters: Mapping[str, object]) -> list[Not
     for source in sources:
         content = read(source)
         names = [source.stem, *(f"{source.stem}-{number}" for number in range(2, len(records) + 3))]
-        name = next(name for name in names if name not in records)
+        # Its page would be that of the whole run, index.html.
+        taken = records.keys() | {Path(PAGE_FILE).stem}
+        name = next(name for name in names if name not in taken)
         records[name] = NotebookRun(name, source, cells=len(content.cells))
         takes[name] = notebook_parameters.read(content, name)
     for name, values in notebook_parameters.share_out(parameters, takes).items():

@@ -171,6 +171,7 @@ def attach(base_url: str, api_key: str = "EMPTY") -> Server:
     Raises ServerError when nothing answers, the key is refused, or it is no such server.
     """
     loopback.bypass_proxy()
+    refuse_unsendable(api_key)
     base_url = base_url.rstrip("/")
     base_url = base_url if base_url.endswith("/v1") else f"{base_url}/v1"
     server = Server(base_url, api_key, model="")
@@ -184,9 +185,19 @@ def attach(base_url: str, api_key: str = "EMPTY") -> Server:
             str(error) or type(error).__name__,
             "Check the address (http://host:port) and that the server is running.",
         ) from error
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise _refusal(base_url, 200) from error
     return server
+
+
+def refuse_unsendable(api_key: str) -> None:
+    """Raise ServerError for a key that cannot travel in a header of HTTP."""
+    if not (api_key.isascii() and api_key == api_key.strip()):
+        raise ServerError(
+            "This API key cannot be sent.",
+            "It has spaces around it, or signs that HTTP's headers do not know, as “quotes”.",
+            "Copy the key alone.",
+        )
 
 
 def _refusal(base_url: str, status: int) -> ServerError:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from labkit import hardware, logs, loopback, weights
 from labkit.errors import SettingsError
+from labkit.memory import CPU_BLOCK
 
 # Settings that only a server has; all others mean the same to LLM(...) and to the server.
 SERVER_ONLY = frozenset(
@@ -17,6 +18,8 @@ SERVER_ONLY = frozenset(
 )
 # A Binder pod has 2 GiB for everything, and on a CPU the lab's models need little cache.
 CPU_KV_CACHE_BYTES = 64 * hardware.MIB
+# `vllm serve` by the Python of this kernel: its script need not be on the PATH.
+SERVE = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 GATE = "labkit.gate.Gate"  # what a server shows to others than this machine's users
 
 
@@ -84,15 +87,21 @@ class EngineSettings(BaseModel):
         chosen = {"model": str(checkpoint.path), "served_model_name": checkpoint.name}
         if checkpoint.is_twin:
             chosen["load_format"] = "dummy"
-        chosen |= _for_gpu(machine) if machine.accelerator == "gpu" else _for_cpu(checkpoint)
+        if machine.accelerator == "gpu":
+            chosen |= _for_gpu(machine)
+        else:
+            chosen |= _for_cpu(checkpoint, overrides.get("max_model_len"))
         if "gpu_memory_utilization" in overrides:
             # An explicit cache size would silently win over the fraction asked for.
             chosen.pop("kv_cache_memory_bytes", None)
         return cls(**chosen | overrides)
 
     def but(self, **changes: Any) -> Self:
-        """The same settings with some changed."""
-        return type(self)(**self.model_dump(exclude_unset=True) | changes)
+        """The same settings with some changed; a share of memory replaces a size of the cache."""
+        kept = self.model_dump(exclude_unset=True)
+        if changes.get("gpu_memory_utilization") is not None:
+            kept.pop("kv_cache_memory_bytes", None)
+        return type(self)(**kept | changes)
 
     def llm_kwargs(self) -> dict[str, Any]:
         """The keywords for vllm.LLM; settings at their default are left out.
@@ -140,7 +149,7 @@ class EngineSettings(BaseModel):
         if build == "gpu":
             args = self.server_args()
             at = args.index("--model")
-            return ["vllm", "serve", args[at + 1], *args[:at], *args[at + 2 :]]
+            return [*SERVE, args[at + 1], *args[:at], *args[at + 2 :]]
         module = "vllm.entrypoints.openai.api_server"
         return [sys.executable, "-m", module, *self.server_args()]
 
@@ -152,11 +161,14 @@ class EngineSettings(BaseModel):
     def _shown(self) -> Self:
         """The same, with the path of a local model as one would type it here."""
         path = Path(self.model)
-        return self.but(model=logs.shorten(path)) if path.is_absolute() else self
+        # A shell would not expand the ~ of `--model ~/...` in quotes, nor does vLLM.
+        return self.but(model=logs.shorten(path, tilde=False)) if path.is_absolute() else self
 
 
 def _shell(command: list[str]) -> str:
     """A command as one would type it in a shell, an option a line."""
+    if command[: len(SERVE)] == SERVE:
+        command = ["vllm", "serve", *command[len(SERVE) :]]
     words = ["python" if word == sys.executable else shlex.quote(word) for word in command]
     return " ".join(words).replace(" --", " \\\n    --")
 
@@ -167,14 +179,18 @@ def _for_gpu(machine: hardware.Machine) -> dict[str, Any]:
     return {"dtype": gpu.dtype}
 
 
-def _for_cpu(checkpoint: weights.Checkpoint) -> dict[str, Any]:
-    """On a CPU: a cache of a set size, since the default is a share of the whole machine."""
+def _for_cpu(checkpoint: weights.Checkpoint, length: int | None) -> dict[str, Any]:
+    """On a CPU: a cache of a set size, since the default is a share of the whole machine.
+
+    It holds four requests of the usual length, or one of the `length` asked for, and the block
+    that vLLM keeps for itself.
+    """
+    usual = min(checkpoint.max_length, 2048)
+    tokens = max(4 * usual, (length or usual) + 2 * CPU_BLOCK)
     return {
         "dtype": "bfloat16",
-        "max_model_len": min(checkpoint.max_length, 2048),
-        "kv_cache_memory_bytes": max(
-            CPU_KV_CACHE_BYTES, 4 * min(checkpoint.max_length, 2048) * checkpoint.kv_bytes_per_token
-        ),
+        "max_model_len": usual,
+        "kv_cache_memory_bytes": max(CPU_KV_CACHE_BYTES, tokens * checkpoint.kv_bytes_per_token),
         "enforce_eager": True,
     }
 

@@ -131,6 +131,12 @@ def test_proxy(monkeypatch, exempt, status):
     assert check.status == status and "secret" not in check.finding
 
 
+@pytest.mark.parametrize("address", ["proxy.campus:3128", "http://a:b@proxy.campus:port"])
+def test_a_proxy_without_a_scheme_or_with_a_wrong_port_is_shown(monkeypatch, address):
+    monkeypatch.setenv("http_proxy", address)
+    assert "proxy.campus:" in doctor._proxy().finding
+
+
 def test_no_compiler(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert doctor._compiler().status == "warn"

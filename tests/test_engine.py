@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 import labkit
-from labkit import blocks, hardware
-from labkit.engine import output_to
+from labkit import blocks, hardware, heap, twin
 from labkit.errors import EngineError
+from labkit.output import output_to
 
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 8 * hardware.MIB, "block_size": 32}
 
@@ -70,6 +70,31 @@ def test_a_library_imported_before_logs_into_the_file_too(tmp_path, capsys):
     logger.removeHandler(handler)
     assert "noise" in log.read_text()
     assert capsys.readouterr().err == "after\n"
+
+
+def test_a_library_imported_meanwhile_logs_to_the_screen_later(tmp_path, capsys):
+    logger, log = logging.getLogger("imported.meanwhile"), tmp_path / "engine.log"
+    with output_to(log):
+        handler = logging.StreamHandler()
+        handler.flush = sys.stderr.flush  # as transformers does
+        logger.addHandler(handler)
+        logger.warning("noise")
+    logger.warning("after")
+    logger.removeHandler(handler)
+    assert "noise" in log.read_text()
+    assert capsys.readouterr().err == "after\n"
+
+
+def test_a_failed_start_keeps_no_weights(tmp_path):
+    # 1 GB of weights are loaded before the cache turns out to be too small.
+    folder = twin.make("Qwen2.5-0.5B-Instruct", tmp_path / "twin")
+    with labkit.Engine("tiny", **SMALL):
+        pass
+    before = heap.memory_in_use()
+    with pytest.raises(EngineError) as kept:
+        labkit.Engine(str(folder), max_model_len=2048, kv_cache_memory_bytes=1 << 22).start()
+    assert "cache is too small" in kept.value.what
+    assert heap.memory_in_use() - before < 400e6
 
 
 def test_the_log_is_in_a_file_and_not_on_the_screen(capfd):

@@ -1,4 +1,5 @@
 import io
+import os
 import time
 
 import pytest
@@ -35,8 +36,14 @@ def log_folder(tmp_path, monkeypatch):
 def test_logs_are_private_distinct_and_not_kept_for_ever(log_folder):
     made = [logs.new("server") for _ in range(logs.KEEP + 5)]
     assert len(set(made)) == len(made)
-    assert len(list(log_folder.glob("*.log"))) <= logs.KEEP + 1
     assert made[-1].exists() and made[-1].stat().st_mode & 0o077 == 0
+    assert all(path.exists() for path in made), "a log of today may be in use"
+    made[0].with_suffix(".json").touch()
+    for age, path in enumerate(reversed(made)):
+        os.utime(path, (0, time.time() - 2 * logs.A_DAY - age))
+    logs.new("server")
+    assert len(list(log_folder.glob("*.log"))) == logs.KEEP + 1
+    assert not made[0].exists() and not made[0].with_suffix(".json").exists()
 
 
 def test_stages_are_shown_once_and_only_from_this_start(log_folder):

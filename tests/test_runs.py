@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from labkit import course, runs
 from labkit.errors import RunError
+from labkit.records import NotebookRun, RunReport
 
 SLEEPER = "import subprocess, sys; subprocess.Popen(['sleep', '397'], start_new_session=True)"
 LISTENER = """
@@ -155,6 +156,24 @@ def test_interrupted(tmp_path, number):
     assert found["status"] == found["notebooks"][0]["status"] == "interrupted"
     assert found["notebooks"][0]["cell"] == 3
     assert of(str(tmp_path)) == []
+
+
+def test_interrupted_between_two_notebooks(tmp_path):
+    def executor(pending, result, limits):
+        pending[0].status = "ok"
+        yield pending[0]
+        raise KeyboardInterrupt
+
+    notebooks = [write(tmp_path / f"{name}.ipynb", ["1"]) for name in "ab"]
+    result = RunReport(tmp_path, [NotebookRun(n.stem, n, cells=1) for n in notebooks])
+    with pytest.raises(runs.Interrupted):
+        runs.conduct(result, runs.limits_of(60), executor=executor)
+    assert (result.status, result.exit_code) == ("interrupted", 130)
+
+
+def test_a_notebook_named_index_does_not_take_the_page_of_the_run(tmp_path):
+    notebook = write(tmp_path / "index.ipynb", ["1"])
+    assert [record.name for record in runs._plan([notebook], {})] == ["index-2"]
 
 
 def test_a_killed_run_takes_its_kernel_with_it(tmp_path):

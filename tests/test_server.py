@@ -132,6 +132,22 @@ def test_attach_is_the_same_object_and_leaves_it_alone(server):
             what()
 
 
+@pytest.mark.parametrize("key", ["\u201cabc\u201d", "ключ", "abc\u00a0", "abc\n"])
+def test_a_key_that_cannot_be_sent_is_a_sentence(key):
+    with pytest.raises(ServerError, match="cannot be sent"):
+        labkit.attach("http://127.0.0.1:9", key)
+    with pytest.raises(ServerError, match="cannot be sent"):
+        labkit.launch("tiny", api_key=key)
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.2", "127.0.0.2")],
+)
+def test_a_server_is_reached_where_it_listens(host, reached):
+    assert launcher._connect_host(host) == reached
+
+
 def test_attach_says_what_is_wrong(server):
     with pytest.raises(ServerError, match="refuses the key"):
         labkit.attach(server.base_url, "wrong")

@@ -1,9 +1,12 @@
 import argparse
+import importlib.util
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import labkit
 from labkit.errors import SettingsError
 from labkit.hardware import Gpu, Machine
 from labkit.settings import GATE, EngineSettings
@@ -141,10 +144,37 @@ def test_a_setting_of_several_parts_goes_as_json(vllm_parser):
     assert settings.llm_kwargs()["structured_outputs_config"] == compact
 
 
-def test_the_gpu_build_is_started_by_its_own_script():
+def test_a_longer_context_gets_a_cache_that_holds_it():
+    tiny = labkit.find("tiny")
+    settings = EngineSettings.for_machine("tiny", machine(), max_model_len=200_000)
+    blocks = settings.kv_cache_memory_bytes // tiny.kv_bytes_per_token // 128
+    assert (blocks - 1) * 128 >= 200_000, "vLLM keeps one block for itself"
+
+
+def test_a_share_of_memory_replaces_a_size():
+    settings = EngineSettings.for_machine("tiny", machine())
+    assert settings.but(gpu_memory_utilization=0.3).kv_cache_memory_bytes is None
+    both = settings.but(gpu_memory_utilization=0.3, kv_cache_memory_bytes=1 << 26)
+    assert both.kv_cache_memory_bytes == 1 << 26
+
+
+def test_what_is_printed_can_be_typed(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tmp_path / "models" / "Q"
+    away = tmp_path / "a" / "b" / "c"
+    away.mkdir(parents=True)
+    monkeypatch.chdir(away)
+    settings = EngineSettings(model=str(model))
+    assert f"--model {model}" in settings.server_call().replace("\\\n   ", "")
+    assert repr(str(model)) in settings.llm_call()
+
+
+def test_the_gpu_build_is_started_by_the_kernels_own_python():
     settings = EngineSettings(model="Qwen/Qwen2.5-7B-Instruct", max_model_len=1024)
     command = settings.server_command("gpu")
-    assert command[:3] == ["vllm", "serve", "Qwen/Qwen2.5-7B-Instruct"] and "--model" not in command
+    assert command[0] == sys.executable and command[3:5] == ["serve", settings.model]
+    assert importlib.util.find_spec(command[2]), "its script need not be on the PATH"
+    assert "--model" not in command
     assert settings.server_command("cpu")[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
 
 
