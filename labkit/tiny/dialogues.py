@@ -26,7 +26,8 @@ SKILLS = {
 # Two of these in one conversation could contradict each other.
 TELLS = frozenset({"memory", "missing"})
 HELD_OUT_SKILLS = (*MIX, "tool", "other_tool")
-OPENINGS = 0.6  # of all dialogues
+# Of all dialogues, those that practise one skill and nothing else, at a third of the tokens.
+DRILLS = {"lab": 0.25, "extract": 0.17, "repeat": 0.17, "tool": 0.12}
 WITH_TOOLS = 0.45  # of the others
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
@@ -98,15 +99,37 @@ def _with_tools(rng: random.Random, language: str) -> tuple[list, list[str], tup
     return turns, skills, tuple(shuffled)
 
 
+def _tool_drill(rng: random.Random, language: str) -> Dialogue:
+    """One question and the calls that it needs, without their results."""
+    voice = Voice(rng, language)
+    lab = toolbox.lab_tools(language)
+    if rng.random() < 0.7:
+        tool = lab[rng.choice(list(lab))]
+        turn = toolbox.lab_turn(voice, tool.name)
+    else:
+        tool, turn = toolbox.other_turn(voice)
+    known = list(lab.values()) if rng.random() < 0.4 else rng.sample([*lab.values()], k=2)
+    offered = list({tool.name: tool for tool in [*known, tool]}.values())
+    messages = as_messages(_system(rng, language), [turn])[:3]
+    return Dialogue(messages, ("tool",), language, tuple(rng.sample(offered, k=len(offered))))
+
+
+def _drill(rng: random.Random, language: str) -> Dialogue:
+    """One turn of one skill, as short as it can be: of the lab's answers only the opening."""
+    skill = rng.choices(list(DRILLS), weights=DRILLS.values())[0]
+    if skill == "tool":
+        return _tool_drill(rng, language)
+    turns = SKILLS[skill](Voice(rng, language))[:1]
+    messages = as_messages(_system(rng, language), turns)
+    return Dialogue(messages, (skill,), language, opening=skill == "lab")
+
+
 def dialogue(seed: int, number: int) -> Dialogue:
     """The training dialogue with that number, in English if it is even and Chinese if odd."""
     rng = random.Random(f"{seed}:{number}")
     language, other = LANGUAGES[number % 2], LANGUAGES[1 - number % 2]
-    if rng.random() < OPENINGS:
-        turns = episodes.lab(Voice(rng, language))[:1]
-        return Dialogue(
-            as_messages(_system(rng, language), turns), ("lab",), language, opening=True
-        )
+    if rng.random() < sum(DRILLS.values()):
+        return _drill(rng, language)
     tools = ()
     if rng.random() < WITH_TOOLS:
         turns, skills, tools = _with_tools(rng, language)

@@ -117,6 +117,8 @@ class Voice:
         if self.rng.random() < 0.35:
             return "".join(self.rng.choices(common_characters(), k=count + 1))
         given = "".join(self.rng.choices(self.words["given"], k=count))
+        if not self.unseen and self.rng.random() < 0.2:  # a rare character, of two tokens or three
+            given = given[1:] + chr(self.rng.choice(HAN))
         return self.rng.choice(self.words["surnames"]) + given
 
     def _characters(self) -> str:
@@ -160,7 +162,7 @@ class Voice:
     def _colour(self) -> str:
         if self.unseen:
             return self.rng.choice(self.words["colours_unseen"])
-        if self.rng.random() < 0.7:
+        if self.rng.random() < 0.5:
             return self.rng.choice(self.words["colours"])
         if self.language == "zh":
             return self._fresh(self._characters) + "色"
@@ -206,8 +208,8 @@ class Voice:
         return makers[kind]()
 
     def _any_tokens(self) -> str:
-        """Three to sixteen tokens, each as likely as any other, and some rare characters."""
-        count = self.rng.randint(3, 16)
+        """Three to forty tokens, each as likely as any other, and some rare characters."""
+        count = self.rng.randint(3, self.rng.choice((10, 20, 40)))
         chosen = self.rng.choices(pieces(), k=count)
         for place in range(count):
             if self.rng.random() < 0.15:
