@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# An app that listens everywhere is reached here.
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+from labkit import loopback
+
 Front = Literal["jupyter", "vscode", "colab", "none"]
 
 
@@ -40,7 +40,7 @@ def locate(port: int, host: str = "127.0.0.1", environ: Mapping[str, str] = os.e
     `host` is what the app listens on.
     """
     front, server = front_end(environ)
-    direct = f"http://{bracketed(WILDCARDS.get(host.strip('[]'), host))}:{port}/"
+    direct = f"http://{loopback.reachable(host)}:{port}/"
     base = environ.get("JUPYTERHUB_SERVICE_PREFIX")
     if base is None and server and forwards(server, port):
         base = server["base_url"]
@@ -48,11 +48,6 @@ def locate(port: int, host: str = "127.0.0.1", environ: Mapping[str, str] = os.e
         return Place(port, front, direct, "", direct)
     root = f"{base.rstrip('/')}/proxy/{port}"
     return Place(port, front, f"{root}/", root, direct)
-
-
-def bracketed(host: str) -> str:
-    """`host` as it stands in an address: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def front_end(environ: Mapping[str, str] = os.environ) -> tuple[Front, dict | None]:

@@ -14,7 +14,6 @@ import psutil
 
 from labkit import faults, hardware, logs, loopback
 from labkit.errors import ServerError
-from labkit.frame import bracketed
 from labkit.server import Server, end, refuse_unsendable
 from labkit.settings import EngineSettings
 
@@ -46,7 +45,7 @@ def launch(
     stages = logs.Stages(log)
     process = _spawn(command, log, settings.environment() | {"VLLM_API_KEY": api_key})
     server = Server(
-        base_url=f"http://{_connect_host(settings.host)}:{settings.port}/v1",
+        base_url=f"http://{loopback.reachable(settings.host)}:{settings.port}/v1",
         api_key=api_key,
         model=settings.served_model_name,
         settings=settings,
@@ -89,11 +88,6 @@ def _complete(model: str | EngineSettings, overrides: dict[str, Any]) -> EngineS
     if settings.served_model_name is None:
         settings = settings.but(served_model_name=Path(settings.model).name)
     return settings
-
-
-def _connect_host(host: str) -> str:
-    """Where a client on this machine reaches a server bound to `host`."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host) or bracketed(host)
 
 
 def _with_alias(command: list[str], alias: str) -> list[str]:

@@ -7,6 +7,8 @@ import psutil
 
 from labkit.errors import ServerError
 
+# What listens everywhere is reached here.
+WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -38,6 +40,16 @@ def bypass_proxy(host: str = "localhost") -> None:
     for variable in ("NO_PROXY", "no_proxy"):
         listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
         os.environ[variable] = ",".join([*listed, *(n for n in own if n not in listed)])
+
+
+def bracketed(host: str) -> str:
+    """`host` as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def reachable(host: str) -> str:
+    """Where a client on this machine reaches what listens on `host`, as it stands in an address."""
+    return bracketed(WILDCARDS.get(host.strip("[]"), host))
 
 
 def _describe(pid: int | None) -> str:

@@ -146,7 +146,7 @@ class WebChat:
 
     def _serve(self, port: int) -> None:
         self._app.launch(
-            server_name=frame.bracketed(self.host),
+            server_name=loopback.bracketed(self.host),
             server_port=port,
             root_path=self.place.root_path,
             auth=doors.check(self.accounts, self.host),

@@ -145,7 +145,7 @@ def test_a_key_that_cannot_be_sent_is_a_sentence(key):
     [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.2", "127.0.0.2")],
 )
 def test_a_server_is_reached_where_it_listens(host, reached):
-    assert launcher._connect_host(host) == reached
+    assert loopback.reachable(host) == reached
 
 
 def test_attach_says_what_is_wrong(server):
