@@ -87,8 +87,8 @@ def test_training_notes_are_those_of_a_finished_run():
     assert notes["finished"] is True
     losses = [point["held_out"] for point in notes["curve"]]
     # Not below the first: a run that begins with a trained model starts low, and its learning rate
-    # lifts the loss at first.
-    assert losses[-1] < 0.6 * max(losses) and losses[-1] < 0.03
+    # lifts the loss at first. Copies of up to forty random tokens are nearly all of what is left.
+    assert losses[-1] < 0.6 * max(losses) and losses[-1] < min(losses[0], 0.07)
     assert (MODEL_DIR.parent / "curve.png").exists()
 
 
