@@ -180,7 +180,7 @@ def in_words() -> Iterator[None]:
     except APIError as error:  # of a stream that had begun well
         raise ChatError(
             "The server broke off in the middle of the reply.",
-            f"{error.message}",
+            error.message,
             "Send the message again; the server's log says more.",
         ) from error
 

@@ -13,8 +13,8 @@ import psutil
 from labkit.hardware import MIB, look
 
 M_MMAP_THRESHOLD = -3  # glibc's number of that option of mallopt(3)
-# jsonschema, which Ray imports, wants it for addresses with letters of all scripts, and can do
-# without; it builds 38 parsers when it is imported, nearly a second.
+# jsonschema, which Ray and nbformat import, wants it for addresses with letters of all scripts, and
+# can do without; it builds 38 parsers when it is imported, nearly a second.
 SLOW_TO_IMPORT = "rfc3987_syntax"
 
 _in_sweep = False

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Building its grammar takes jsonschema a second, for a format that no notebook's schema has.
-sys.modules["rfc3987_syntax"] = None
+from labkit import heap
 
-import nbformat  # noqa: E402
-import papermill  # noqa: E402
-from nbclient.exceptions import CellTimeoutError, DeadKernelError  # noqa: E402
-from papermill.exceptions import PapermillExecutionError  # noqa: E402
+with heap.importing():
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
 # Two cores that also run vLLM can take a while to start a kernel or to pass on its output.
 KERNEL_START_SECONDS = 120

@@ -91,15 +91,13 @@ class EngineSettings(BaseModel):
             chosen |= _for_gpu(machine)
         else:
             chosen |= _for_cpu(checkpoint, overrides.get("max_model_len"))
-        if "gpu_memory_utilization" in overrides:
-            # An explicit cache size would silently win over the fraction asked for.
-            chosen.pop("kv_cache_memory_bytes", None)
-        return cls(**chosen | overrides)
+        return cls(**chosen).but(**overrides)
 
     def but(self, **changes: Any) -> Self:
         """The same settings with some changed; a share of memory replaces a size of the cache."""
         kept = self.model_dump(exclude_unset=True)
         if changes.get("gpu_memory_utilization") is not None:
+            # An explicit size would silently win over the share asked for.
             kept.pop("kv_cache_memory_bytes", None)
         return type(self)(**kept | changes)
 
