@@ -114,3 +114,8 @@ def test_an_error_is_three_sentences(capsys):
     assert capsys.readouterr().err == (
         "[what] happened.\nWhy:  Because [of it].\nNext: Do [this].\n"
     )
+
+
+def test_a_model_is_not_a_setting_of_the_server():
+    done = labkit("serve", "-p", "model", "tiny")
+    assert done.returncode == 2 and "the model stands alone" in done.stderr

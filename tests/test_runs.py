@@ -15,7 +15,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from labkit import course, runs
+from labkit import course, runs, watch
 from labkit.errors import RunError
 from labkit.records import NotebookRun, RunReport
 
@@ -174,6 +174,15 @@ def test_interrupted_between_two_notebooks(tmp_path):
 def test_a_notebook_named_index_does_not_take_the_page_of_the_run(tmp_path):
     notebook = write(tmp_path / "index.ipynb", ["1"])
     assert [record.name for record in runs._plan([notebook], {})] == ["index-2"]
+
+
+def test_a_process_of_somebody_else_is_told_of_without_its_ports(monkeypatch):
+    def denied(process, kind):
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "net_connections", denied)
+    [leftover] = watch.describe([psutil.Process()])
+    assert leftover.pid == os.getpid() and leftover.ports == ()
 
 
 def test_a_killed_run_takes_its_kernel_with_it(tmp_path):

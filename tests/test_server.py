@@ -132,6 +132,14 @@ def test_attach_is_the_same_object_and_leaves_it_alone(server):
             what()
 
 
+def test_an_address_of_this_machine_is_kept_from_a_proxy(monkeypatch):
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(variable, "intranet")
+    loopback.bypass_proxy("[::1]")
+    loopback.bypass_proxy("10.0.0.5")
+    assert os.environ["no_proxy"].split(",") == ["intranet", *loopback.NAMES, "10.0.0.5"]
+
+
 @pytest.mark.parametrize("key", ["\u201cabc\u201d", "ключ", "abc\u00a0", "abc\n"])
 def test_a_key_that_cannot_be_sent_is_a_sentence(key):
     with pytest.raises(ServerError, match="cannot be sent"):
