@@ -17,9 +17,9 @@ setup: ## make .venv, or bring it up to date
 tour: setup ## run the course's notebooks on the real vLLM
 	$(LIMIT) $(IN_VENV)labkit tour
 
-lab: setup ## open the course in JupyterLab
-	$(IN_VENV)jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' \
-	    --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
+lab: setup ## open the course in JupyterLab, whose terminals find labkit
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(IN_VENV)jupyter lab --ip=127.0.0.1 \
+	    --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
 	    $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: setup ## run all tests

@@ -93,7 +93,9 @@ def _sit_down(base_url: str, api_key: str, app_url: str, users: int, tokens: int
 
 
 class _Window:
-    """What a browser's page does, over HTTP: joins the queue and reads the events of its session.
+    """Asks the chat as a browser's page does: joins the queue and reads the events of its session.
+
+    (A page makes two quick calls before, which clear its box and show its own message.)
 
     Gradio's own Python client costs twice what the whole app does, on the same two cores.
     """
