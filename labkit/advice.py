@@ -41,8 +41,9 @@ class Recommendation:
 def recommend(shape: Shape, place: Place) -> Recommendation:
     """Settings under which the model runs there; raises SettingsError where none do."""
     _check_capability(place)
-    choices, advice = _share(place) if place.on_gpu else _on_cpu(shape, place)
-    shape, choices, found = _made_to_fit(shape, place, choices)
+    shape, ranks, found = _made_to_fit(shape, place)
+    choices, advice = _memory(shape, place)
+    choices = replace(choices, tensor_parallel_size=ranks)
     # The model that it came to decides the type, and the type is what one sets first.
     advice = [_dtype(shape, place), *advice, *found]
     choices, found = _length(shape, place, choices)
@@ -67,6 +68,11 @@ def _dtype(shape: Shape, place: Place) -> Advice:
     return Advice("dtype", "bfloat16", "what Qwen2.5 is stored in: nothing is converted")
 
 
+def _memory(shape: Shape, place: Place) -> tuple[Choices, list[Advice]]:
+    """How much to take: of a GPU a share, of a CPU's memory a cache of a set size."""
+    return _share(place) if place.on_gpu else _on_cpu(shape, place)
+
+
 def _share(place: Place) -> tuple[Choices, list[Advice]]:
     """The share of a GPU to take: less than vLLM's default where others hold some already."""
     if place.taken < GIB // 2:
@@ -86,39 +92,40 @@ def _on_cpu(shape: Shape, place: Place) -> tuple[Choices, list[Advice]]:
     choices = Choices(kv_cache_memory_bytes=size, enforce_eager=True)
     return choices, [
         Advice("kv_cache_memory_bytes", f"{size}",
-               "a share would count the whole machine's memory, also what others need"),
+               "a share would be of all the memory here, also of what others need"),
         Advice("enforce_eager", "True", "compiling takes half a minute here and pays off late"),
     ]  # fmt: skip
 
 
-def _made_to_fit(
-    shape: Shape, place: Place, choices: Choices
-) -> tuple[Shape, Choices, list[Advice]]:
-    """The first way out of a lack of memory that leads to SHORTEST tokens of cache."""
-    short = replace(choices, max_model_len=min(SHORTEST, shape.longest))
+def _made_to_fit(shape: Shape, place: Place) -> tuple[Shape, int, list[Advice]]:
+    """The first way out of a lack of memory that leads to SHORTEST tokens of cache.
 
-    def fits(tried: Shape, **changes: object) -> bool:
-        return plan(tried, place, replace(short, **changes)).fits
+    Returns the shape, the number of cards, and why.
+    """
+
+    def fits(tried: Shape, ranks: int = 1) -> bool:
+        choices, length = _memory(tried, place)[0], min(SHORTEST, shape.longest)
+        choices = replace(choices, max_model_len=length, tensor_parallel_size=ranks)
+        return plan(tried, place, choices).fits
 
     if fits(shape):
-        return shape, choices, []
+        return shape, 1, []
     needed = f"the weights take {shape.weight_bytes() / GIB:.1f} GiB in this form"
-    small = shape if shape.awq_group else shape.but(
-        name=f"{shape.name}-AWQ", awq_group=AWQ_GROUP
-    )  # fmt: skip
-    if small is not shape and fits(small):
-        less = f"{needed}, and {small.weight_bytes() / GIB:.1f} GiB in 4 bits"
-        advice = Advice("model", small.name, less)
-        return small, choices, [advice]
+    small = shape
+    if place.four_bits and not shape.awq_group:
+        small = shape.but(name=f"{shape.name}-AWQ", awq_group=AWQ_GROUP)
+        needed += f", and {small.weight_bytes() / GIB:.1f} GiB in 4 bits"
+        if fits(small):
+            return small, 1, [Advice("model", small.name, needed)]
     for ranks in RANKS:
-        if place.on_gpu and shape.heads % ranks == 0 and fits(small, tensor_parallel_size=ranks):
+        if ranks <= place.cards and shape.heads % ranks == 0 and fits(small, ranks):
             advice = [Advice("tensor_parallel_size", str(ranks), f"{needed}: more than one card")]
             if small is not shape:
                 advice.insert(0, Advice("model", small.name, "4-bit weights need fewer cards"))
-            return small, replace(choices, tensor_parallel_size=ranks), advice
+            return small, ranks, advice
     raise SettingsError(
         f"{shape.name} does not fit on {place.name}.",
-        f"{needed.capitalize()}, and {small.weight_bytes() / GIB:.1f} GiB in 4 bits.",
+        f"{needed[0].upper()}{needed[1:]}.",
         "Take a smaller model.",
     )
 
@@ -130,8 +137,9 @@ def _length(shape: Shape, place: Place, choices: Choices) -> tuple[Choices, list
         return replace(choices, max_model_len=shape.longest), []
     length = max(min(SHORTEST, shape.longest), whole.kv_tokens // USERS // 1024 * 1024)
     chosen = replace(choices, max_model_len=min(length, shape.longest))
+    at_once = whole.kv_tokens // chosen.max_model_len
     reason = (
-        f"the cache holds {whole.kv_tokens:,} tokens: {USERS} requests of this length, "
+        f"the cache holds {whole.kv_tokens:,} tokens: {at_once} requests of this length, "
         f"or one of up to {whole.longest_that_fits:,}"
     )
     return chosen, [Advice("max_model_len", f"{chosen.max_model_len}", reason)]

@@ -293,6 +293,7 @@ def _write(
     from safetensors.torch import save_file
 
     target.mkdir(parents=True, exist_ok=True)
+    (target / weights.INDEX).unlink(missing_ok=True)  # of shards that were there before
     for name in KEPT_FILES:
         if (checkpoint.path / name).exists():
             shutil.copyfile(checkpoint.path / name, target / name)

@@ -52,12 +52,17 @@ def trace(llm: "LLM", prompts: Sequence[str], params: "Sequence[SamplingParams]"
     """
     scheduler = _scheduler(llm)
     engine = llm.llm_engine
-    for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
-        engine.add_request(_label(number), prompt, wanted)
     snapshots = []
-    while engine.has_unfinished_requests():
-        engine.step()
-        snapshots.append(_snapshot(len(snapshots) + 1, scheduler))
+    try:
+        for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+            engine.add_request(_label(number), prompt, wanted)
+        while engine.has_unfinished_requests():
+            engine.step()
+            snapshots.append(_snapshot(len(snapshots) + 1, scheduler))
+    except BaseException:
+        # What is left would join the next `generate`, which cannot sort it by its letters.
+        engine.abort_request([_label(number) for number in range(len(prompts))])
+        raise
     return snapshots
 
 

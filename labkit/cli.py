@@ -1,5 +1,6 @@
 """The command `labkit`: run the course, look at the machine, serve a model."""
 
+import io
 import os
 import signal
 import sys
@@ -40,6 +41,9 @@ def _pairs(of: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0 when all went well, 1 on a failure, 2 on wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a GBK or Latin-1 terminal has no ✓
     try:
         app(_paired(list(arguments)), prog_name="labkit")
     except LabError as error:
@@ -170,10 +174,10 @@ def twin(
     out: Annotated[Path | None, typer.Option(help="Folder; default: twins/MODEL.")] = None,
 ) -> None:
     """Make a checkpoint of a published shape without weights, to measure before downloading."""
-    from labkit import logs, twin
+    from labkit import twin
 
-    folder = twin.make(model, out)
-    print(f"{logs.shorten(folder)}\nGive this folder as MODEL: vLLM fills it with random numbers.")
+    # Whole, since a notebook runs in another folder.
+    print(f"{twin.make(model, out)}\nGive this folder as MODEL: vLLM fills it with random numbers.")
 
 
 @app.command()
@@ -242,9 +246,10 @@ def _run(notebooks: list[str], parameters: dict[str, Any], out: Path, timeout: f
 
 def _conclude(run: "Callable[[], RunReport]") -> None:
     """Do a run, say what it came to, and exit by that."""
-    # Building its grammar takes jsonschema a second, for a format that no notebook's schema has.
-    sys.modules["rfc3987_syntax"] = None
-    from labkit import progress, runs
+    from labkit import heap, progress, runs
+
+    # For the whole run: no notebook's schema has the format that jsonschema wants it for.
+    sys.modules[heap.SLOW_TO_IMPORT] = None
 
     _end_on_sigterm()
     try:

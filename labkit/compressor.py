@@ -22,7 +22,7 @@ from labkit.errors import WeightsError
 
 LLM_COMPRESSOR = "llmcompressor==0.14.0.1"
 RECIPE = Path(__file__).with_name("compressor_recipe.py")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "labkit"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labkit"
 
 
 def quantize(
@@ -64,7 +64,7 @@ def environment(show: Callable[[str], None] = print) -> Path:
     folder = CACHE / f"{LLM_COMPRESSOR.replace('==', '-')}-torch-{version('torch')}"
     python, done = folder / "bin" / "python", folder / "complete"
     with _alone(folder.with_suffix(".lock")):
-        if not done.exists():
+        if not (done.exists() and python.exists()):  # a link, to a Python that may have gone
             show(f"making an environment for {LLM_COMPRESSOR} (once)")
             log = logs.new("compressor")
             uv = [sys.executable, "-m", "uv"]

@@ -28,7 +28,7 @@ def find(name: str | Path) -> Path:
     """A notebook by its path, or one of the course by number or name: 03, 03_server, server."""
     text = str(name)
     path = Path(os.path.expanduser(text))
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib's raises for what one may not look into
         return _checked(path.resolve())
     names = {alias: each for each in course() for alias in _aliases(each)}
     if text.removesuffix(".ipynb") in names:

@@ -111,12 +111,12 @@ def _gpus(machine: hardware.Machine) -> Iterator[Check]:
         if not gpu.usable:
             advice = "vLLM has no kernels below 7.5: use another GPU, or LAB_ACCELERATOR=cpu."
             yield Check(name, "fail" if machine.build == "gpu" else "warn", finding, advice)
-        elif gpu.dtype == "half":
-            advice = "It has no bfloat16: dtype=half, which labkit chooses here by itself."
-            yield Check(name, "ok", finding, advice)
         elif gpu.free_bytes < gpu.total_bytes / 2:
             advice = "Another program holds most of its memory: see nvidia-smi, and end it."
             yield Check(name, "warn", finding, advice)
+        elif gpu.dtype == "half":
+            advice = "It has no bfloat16: dtype=half, which labkit chooses here by itself."
+            yield Check(name, "ok", finding, advice)
         else:
             yield Check(name, "ok", finding)
 
@@ -252,7 +252,7 @@ def _is_orphaned_engine(process: psutil.Process) -> bool:
         if process.uids().real != os.getuid():
             return False
         line = " ".join(process.cmdline())
-        is_vllm = line.startswith("VLLM::") or "vllm.entrypoints" in line or " vllm serve" in line
+        is_vllm = line.startswith("VLLM::") or "vllm.entrypoints" in line or "vllm serve" in line
         parent = process.parent() if is_vllm else None
         return is_vllm and (parent is None or parent.pid == 1 or parent.name() in INITS)
     except psutil.Error:

@@ -107,9 +107,11 @@ class Engine:
             stages = logs.Stages(self.log_path, screen)
             try:
                 self._llm = stages.poll_during(lambda: self._construct(stages))
-            except Exception as error:
+            except BaseException as error:
                 heap.forget(error)
                 heap.settle()
+                if not isinstance(error, Exception):  # the stop button
+                    raise
                 text = f"{stages.text()}\n{type(error).__name__}: {error}"
                 raise EngineError(*faults.explain(text, self.log_path)) from error
             stages.show(f"ready: KV cache for {self.kv_cache_tokens:,} tokens")

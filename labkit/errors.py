@@ -50,7 +50,3 @@ class ToolError(LabError):
 
 class RunError(LabError):
     """A run of notebooks cannot be started as asked."""
-
-
-class DoctorError(LabError):
-    """This machine or its set-up lacks something the lab needs."""

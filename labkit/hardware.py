@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from labkit import limits
+from labkit.limits import read
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -58,6 +61,11 @@ class Machine:
         """Where vLLM will run here: "gpu" or "cpu"."""
         return "gpu" if self.build == "gpu" and any(g.usable for g in self.gpus) else "cpu"
 
+    @property
+    def packs_four_bits(self) -> bool:
+        """Whether vLLM's CPU build has a kernel for 4-bit weights here; it wants AVX-512 on x86."""
+        return self.architecture != "x86_64" or "avx512f" in self.instructions
+
     def facts(self) -> dict[str, str]:
         """The machine in words, one line a fact."""
         gpus = [
@@ -91,15 +99,14 @@ class Machine:
 
 def look() -> Machine:
     """Look at this machine, without loading torch or touching CUDA."""
-    limit, used = _memory_limit()
-    ram = psutil.virtual_memory()
+    limit, room = limits.memory()
     return Machine(
         cpus=_usable_cpus(),
         architecture=platform.machine(),
         instructions=_instructions(),
-        ram_bytes=min(ram.total, limit),
-        ram_free_bytes=min(ram.available, limit - used),
-        disk_free_bytes=shutil.disk_usage(Path.home()).free,
+        ram_bytes=limit,
+        ram_free_bytes=room,
+        disk_free_bytes=_disk_free(),
         gpus=_gpus(),
         build=installed_build(),
     )
@@ -117,15 +124,19 @@ def installed_build() -> str | None:
 
 
 def node_bytes() -> int:
-    """Memory of the NUMA node that this process runs on, container limits aside.
+    """Memory of the NUMA node that this process runs on, or its container's limit if that is less.
 
     What vLLM takes `gpu_memory_utilization` as a share of on a CPU (0.32, v1/worker/cpu_worker.py).
     It can change while the machine runs, where a hypervisor lends memory out.
     """
+    return min(_node_total(), limits.of_container())
+
+
+def _node_total() -> int:
     first = min(os.sched_getaffinity(0))
     for node in _nodes():
-        total = re.search(r"MemTotal:\s+(\d+) kB", _read(node / "meminfo") or "")
-        if total and first in _numbers(_read(node / "cpulist") or ""):
+        total = re.search(r"MemTotal:\s+(\d+) kB", read(node / "meminfo") or "")
+        if total and first in _numbers(read(node / "cpulist") or ""):
             return int(total[1]) * 1024
     return psutil.virtual_memory().total
 
@@ -137,7 +148,8 @@ def thread_binding(ranks: int) -> str | None:
     are fewer (utils/ompmultiprocessing.py), which is on nearly every machine.
     """
     cpus = sorted(os.sched_getaffinity(0))
-    if ranks <= max(1, len(_nodes())) or ranks > len(cpus) or os.environ.get(THREADS_BIND):
+    ours = [node for node in _nodes() if _numbers(read(node / "cpulist") or "") & set(cpus)]
+    if ranks <= max(1, len(ours)) or ranks > len(cpus) or os.environ.get(THREADS_BIND):
         return None
     each = len(cpus) // ranks
     shares = (cpus[rank * each : (rank + 1) * each] for rank in range(ranks))
@@ -155,71 +167,24 @@ def _numbers(ranges: str) -> set[int]:
     return {n for low, _, high in pairs for n in range(int(low), int(high or low) + 1)}
 
 
+def _disk_free() -> int:
+    """Free bytes where the user's files go; a service's user may have a home that is not there."""
+    home = Path.home()
+    return shutil.disk_usage(next(p for p in (home, *home.parents) if os.path.exists(p))).free
+
+
 def _usable_cpus() -> int:
     """Cores this process may run on, cut down to a container's CPU quota."""
     cores = len(os.sched_getaffinity(0))
-    for quota, period in _cpu_quotas():
-        if quota > 0 and period > 0:
-            cores = min(cores, max(1, round(quota / period)))
+    for quota, period in limits.cpu_quotas():
+        cores = min(cores, max(1, round(quota / period)))
     return cores
-
-
-def _cpu_quotas() -> list[tuple[int, int]]:
-    """(quota, period) in microseconds, from cgroup v2 and v1; empty where unlimited."""
-    v2 = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
-    v1 = tuple(_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    pairs = [tuple(v2)] if v2[0] != "max" else []
-    return [(int(q), int(p)) for q, p in [*pairs, v1] if q and p]
-
-
-def _memory_limit() -> tuple[int, int]:
-    """The tightest memory limit over this process, and the bytes used under it.
-
-    Page cache that the kernel gives back on demand does not count as used. Walks from the
-    process's own control group up to the root, in cgroup v2 and v1.
-    """
-    tightest = (psutil.virtual_memory().total, 0)
-    for folder, limit_file, used_file, cache_key in _memory_groups():
-        limit, used = _read(folder / limit_file), _read(folder / used_file)
-        if limit and used and limit.isdigit() and int(limit) < tightest[0]:
-            tightest = (int(limit), max(0, int(used) - _stat(folder / "memory.stat", cache_key)))
-    return tightest
-
-
-def _memory_groups() -> list[tuple[Path, str, str, str]]:
-    """Every control group above this process, with the names of its files."""
-    groups = []
-    for line in (_read("/proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, files = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = root / path.lstrip("/")
-        above = [p for p in (own, *own.parents) if p.is_relative_to(root)]
-        groups += [(folder, *files) for folder in above]
-    return groups
-
-
-def _stat(path: Path, key: str) -> int:
-    rows = (line.split() for line in (_read(path) or "").splitlines())
-    return next((int(row[1]) for row in rows if row[0] == key), 0)
-
-
-def _read(path: Path | str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
 
 
 def _instructions() -> tuple[str, ...]:
     """The vector instructions that decide how fast vLLM is on a CPU."""
     flags = set()
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
+    for line in (read("/proc/cpuinfo") or "").splitlines():
         if line.startswith(("flags", "Features")):
             flags = set(line.split(":", 1)[1].split())
             break
@@ -236,7 +201,8 @@ def _gpus() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        return tuple(_gpu(pynvml, handle) for handle in _visible(pynvml))
+        found = (_gpu(pynvml, handle) for handle in _visible(pynvml))
+        return tuple(gpu for gpu in found if gpu)
     finally:
         pynvml.nvmlShutdown()
 
@@ -249,14 +215,40 @@ def _visible(pynvml) -> list:
         return handles
     names = {str(i): h for i, h in enumerate(handles)}
     names |= {pynvml.nvmlDeviceGetUUID(h): h for h in handles}
+    slices = (_slice(pynvml, h) for h in handles)
+    names |= {pynvml.nvmlDeviceGetUUID(part): part for part in slices if part}
     return [names[key] for key in map(str.strip, chosen.split(",")) if key in names]
 
 
-def _gpu(pynvml, handle) -> Gpu:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(
-        name=pynvml.nvmlDeviceGetName(handle),
-        total_bytes=memory.total,
-        free_bytes=memory.free,
-        compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-    )
+def _slice(pynvml, handle):
+    """The first slice of a GPU that is cut into some (MIG) and lets us see it; None of a whole one.
+
+    CUDA uses the first slice only, whatever is visible.
+    """
+    try:
+        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
+    except pynvml.NVMLError:
+        return None
+
+
+def _gpu(pynvml, handle) -> Gpu | None:
+    """A GPU as CUDA sees it; None where the driver tells nothing, as of one that is lost.
+
+    CUDA's total lacks what the driver keeps for itself, which NVML would count as used. Inside a
+    container NVML tells the memory of the slice only, not of the GPU that it was cut from.
+    """
+    try:
+        part = handle
+        if pynvml.nvmlDeviceIsMigDeviceHandle(handle).value:
+            handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        else:
+            part = _slice(pynvml, handle) or handle
+        memory = pynvml.nvmlDeviceGetMemoryInfo(part, pynvml.nvmlMemory_v2)
+        return Gpu(
+            name=pynvml.nvmlDeviceGetName(handle),
+            total_bytes=memory.total - memory.reserved,
+            free_bytes=memory.free,
+            compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        )
+    except pynvml.NVMLError:
+        return None

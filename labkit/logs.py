@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
+from labkit.errors import LabError
+
 KEEP = 40
 A_DAY = 86_400.0  # seconds
 _number = count(1)
@@ -68,7 +70,14 @@ def folder() -> Path:
     """Where logs are kept: LABKIT_LOGS, or a folder in the user's cache."""
     chosen = os.environ.get("LABKIT_LOGS")
     path = Path(chosen) if chosen else Path.home() / ".cache" / "labkit" / "logs"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"Logs cannot be kept in {path}.",
+            f"{error.strerror}: {error.filename}.",
+            "Let the environment variable LABKIT_LOGS name a folder of yours.",
+        ) from error
     return path
 
 

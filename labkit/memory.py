@@ -21,6 +21,7 @@ GPU_BLOCK, CPU_BLOCK = 16, 128  # tokens, vLLM's defaults
 LIBRARIES = 600 * MIB
 # CUDA graphs for the default batch sizes: a guess, not measured.
 GRAPHS_PER_LAYER = 20 * MIB
+MOST_CARDS = 8  # that a server usually has
 
 
 # What the process of a first engine holds on a CPU beside its weights, more of it where the model
@@ -36,7 +37,9 @@ STARTING = 16 * 10**6
 class Place:
     """Where a model shall run: memory in bytes, of which others hold `taken`.
 
-    `share_of` is what a utilization is a share of, where that is not the total.
+    `share_of` is what a utilization is a share of, where that is not the total; `cards` is how
+    many such GPUs there are or, of a data sheet, could be. Where 4-bit weights are unpacked when
+    they are loaded (labkit/unpacked.py), `four_bits` is False.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Place:
     taken: int = 0
     capability: tuple[int, int] | None = None  # None: a CPU
     share_of: int | None = None
+    cards: int = 1
+    four_bits: bool = True
 
     @property
     def on_gpu(self) -> bool:
@@ -52,23 +57,30 @@ class Place:
     @classmethod
     def of_card(cls, card: Card) -> "Place":
         """A GPU model of which one only knows the data sheet."""
-        return cls(card.name, card.total_bytes, 0, card.compute_capability)
+        return cls(card.name, card.total_bytes, 0, card.compute_capability, cards=MOST_CARDS)
 
     @classmethod
     def here(cls, machine: hardware.Machine | None = None) -> "Place":
         """This machine: its largest usable GPU, or the memory that this process may use."""
         machine = machine or hardware.look()
         if machine.accelerator == "gpu":
-            gpu = max((g for g in machine.gpus if g.usable), key=lambda g: g.total_bytes)
-            taken = gpu.total_bytes - gpu.free_bytes
-            return cls(gpu.name, gpu.total_bytes, taken, gpu.compute_capability)
+            usable = [gpu for gpu in machine.gpus if gpu.usable]
+            gpu = max(usable, key=lambda g: g.total_bytes)
+            taken, alike = gpu.total_bytes - gpu.free_bytes, [g.name for g in usable]
+            return cls(gpu.name, gpu.total_bytes, taken, gpu.compute_capability,
+                       cards=alike.count(gpu.name))  # fmt: skip
         taken = machine.ram_bytes - machine.ram_free_bytes
-        return cls("this CPU", machine.ram_bytes, taken, share_of=hardware.node_bytes())
+        return cls("this CPU", machine.ram_bytes, taken, share_of=hardware.node_bytes(),
+                   four_bits=machine.packs_four_bits)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The settings that decide memory, with vLLM's names and defaults."""
+    """The settings that decide memory, with vLLM's names and a server's defaults.
+
+    On cards from 70 GiB on, and in a notebook's `LLM`, vLLM takes larger batches: more working
+    memory, and less cache (engine/arg_utils.py).
+    """
 
     max_model_len: int | None = None
     gpu_memory_utilization: float = UTILIZATION

@@ -44,14 +44,21 @@ def mark(path: Path, index: int | None, failure: Failure) -> None:
 
 
 def render(path: Path) -> str | None:
-    """Write a page beside an executed notebook; returns its name, or None for a broken file."""
+    """Write a page beside an executed notebook; returns its name, or None where none can be made.
+
+    Of a broken file, that is, or of one whose Markdown shows an attachment that it has lost.
+    """
+    from nbconvert.filters.markdown_mistune import InvalidNotebook
+
     notebook = _read(path)
     if notebook is None:
         return None
     notebook.metadata.pop("widgets", None)  # needs scripts from afar; their texts are shown instead
-    body, _ = _exporter().from_notebook_node(
-        notebook, resources={"metadata": {"name": path.stem, "path": str(path.parent)}}
-    )
+    named = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+    try:
+        body, _ = _exporter().from_notebook_node(notebook, resources=named)
+    except InvalidNotebook:
+        return None
     page = path.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page.name

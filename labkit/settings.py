@@ -90,7 +90,8 @@ class EngineSettings(BaseModel):
         if machine.accelerator == "gpu":
             chosen |= _for_gpu(machine)
         else:
-            chosen |= _for_cpu(checkpoint, overrides.get("max_model_len"))
+            # By way of the settings, since a command line gives its numbers as text.
+            chosen |= _for_cpu(checkpoint, cls(**chosen).but(**overrides).max_model_len)
         return cls(**chosen).but(**overrides)
 
     def but(self, **changes: Any) -> Self:

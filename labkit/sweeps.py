@@ -169,7 +169,8 @@ def _folder(out: str | Path | None, planned: Sequence[NotebookRun]) -> Path:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keep a second sweep out of the folder while this one runs, however it ends."""
-    with (folder / ".sweep").open() as mark:
+    # "r+": some network file systems lock only what is open for writing.
+    with (folder / ".sweep").open("r+") as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,6 +5,7 @@ speed are those of the real one before anybody downloads it. What it writes is n
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def make(model: str, folder: str | Path | None = None) -> Path:
     """
     name = model.removeprefix("Qwen/")
     config = published_config(name)
-    target = Path(folder).expanduser() if folder else Path("twins") / name
+    target = Path(os.path.expanduser(folder)) if folder else Path("twins") / name
     mark = json.dumps({"shape_of": name}) + "\n"
-    if target.exists() and not _may_be_written(target, mark):
+    if os.path.exists(target) and not _may_be_written(target, mark):
         raise WeightsError(
             f"{target} holds something other than the twin of {name}.",
             "A twin would mix with what is there.",

@@ -1,6 +1,7 @@
 """A checkpoint: where a model's files are, whether they are whole, and what they hold."""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -104,9 +105,9 @@ def find(model: str | Path) -> Checkpoint:
     text = str(model)
     if text in BUNDLED:
         return check(BUNDLED[text], name=text)
-    path = Path(text).expanduser()
-    if path.exists():
-        return check(path.resolve(), name=path.resolve().name)
+    path = Path(os.path.expanduser(text))  # pathlib's raises for the ~ of nobody
+    if os.path.exists(path):
+        return _readable(path.resolve())
     if _is_hub_id(text):
         return check(_download(text), name=text.rpartition(":")[2].rpartition("/")[2])
     raise WeightsError(
@@ -115,6 +116,17 @@ def find(model: str | Path) -> Checkpoint:
         f"Use one of {', '.join(map(repr, BUNDLED))}, the path of a directory that holds "
         "config.json, or an id like 'Qwen/Qwen2.5-7B-Instruct'.",
     )
+
+
+def _readable(path: Path) -> Checkpoint:
+    try:
+        return check(path, name=path.name)
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read.",
+            f"{error.strerror or error}: {error.filename}.",
+            "Ask its owner for the right to read it, or copy the model.",
+        ) from error
 
 
 def check(path: Path, name: str) -> Checkpoint:

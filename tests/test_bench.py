@@ -46,8 +46,8 @@ def test_times_are_medians_over_the_requests_of_each_pass():
 def test_a_server_is_measured_by_what_it_streams(server):
     speed = bench.served(server, SMALL, concurrency=2, repeats=2)
     assert (speed.concurrency, speed.requests) == (2, 3)
-    assert 0 < speed.per_token.median < speed.first_token.most < 30
-    [once] = [bench.served(server, SMALL, 3, repeats=1)]
+    assert 0 < speed.per_token.median < 30 and 0 < speed.first_token.most < 30
+    once = bench.served(server, SMALL, 3, repeats=1)
     assert once.tokens_per_second.least == once.tokens_per_second.most > 0
 
 

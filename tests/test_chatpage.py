@@ -266,14 +266,15 @@ def test_steps_and_speed_are_folded_and_not_sent_back():
 
 
 def test_a_fast_reply_is_not_drawn_more_often_than_one_can_see():
-    begun = time.monotonic()
+    times = []
 
     def reply(message, history, system, sampling):
         for count in range(1, 501):
             time.sleep(0.001)
+            times.append(time.monotonic())
             yield "x" * count
 
     with WebChat(reply) as chat:
         states = ask(connect(chat), "go")
     assert states[-1] == "x" * 500
-    assert 3 < len(states) < 2 + (time.monotonic() - begun) / chatpage.REFRESH
+    assert 3 < len(states) < 3 + (times[-1] - times[0]) / chatpage.REFRESH

@@ -1,15 +1,17 @@
 """A class at once: thirty chats through Gradio and vLLM, both real, and what may go wrong."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from threading import Barrier
+from threading import Barrier, Event
 
 import httpx
+import psutil
 import pytest
 from gradio_client import Client
 
@@ -79,21 +81,31 @@ def test_a_server_that_does_not_tell_gets_the_usual_number(server):
 
 @pytest.mark.timeout(120)
 def test_a_reader_that_stands_still_holds_nobody(server):
-    with WebChat(Chat(server).stream) as chat:
-        with httpx.Client(base_url=chat.url, timeout=60) as still:
-            session = {"session_hash": "stands-still"}
-            dependency = next(
-                each for each in still.get("/config").json()["dependencies"]
-                if each["api_name"] == "chat"
-            )  # fmt: skip
-            data = ["Count from 1 to 200.", None, *SETTINGS]
-            still.post("/gradio_api/queue/join",
-                       json={"fn_index": dependency["id"], "data": data} | session)  # fmt: skip
-            with still.stream("GET", "/gradio_api/queue/data", params=session):
-                begun = time.monotonic()
-                answers = list(connect(chat).submit("Count from 1 to 5.", *SETTINGS,
-                                                    api_name="/chat"))  # fmt: skip
-                assert answers[-1] == "1, 2, 3, 4, 5." and time.monotonic() - begun < 30
+    over = Event()
+
+    def reply(message: str, *rest: object) -> Iterator[str]:
+        if message != "flood":
+            yield from Chat(server).stream(message, *rest)
+            return
+        for count in range(60):  # 18 MB, more than fits into the buffers on the way
+            yield f"{count}{'x' * 300_000}"
+            time.sleep(2 * chatpage.REFRESH)
+        over.set()
+
+    with WebChat(reply) as chat, socket.socket() as still:
+        config = httpx.get(f"{chat.url}config").json()
+        number = next(d["id"] for d in config["dependencies"] if d["api_name"] == "chat")
+        call = {"fn_index": number, "data": ["flood", None, *SETTINGS], "session_hash": "still"}
+        httpx.post(f"{chat.url}gradio_api/queue/join", json=call).raise_for_status()
+        still.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        still.connect(("127.0.0.1", chat.place.port))
+        still.sendall(b"GET /gradio_api/queue/data?session_hash=still HTTP/1.1\r\nHost: me\r\n\r\n")
+        begun = time.monotonic()
+        *_, answer = connect(chat).submit("Count from 1 to 5.", *SETTINGS, api_name="/chat")
+        assert answer == "1, 2, 3, 4, 5." and time.monotonic() - begun < 30
+        assert over.wait(60), "the reply that nobody reads goes on to its end"
+        *_, answer = connect(chat).submit("Count from 1 to 5.", *SETTINGS, api_name="/chat")
+        assert answer == "1, 2, 3, 4, 5."
 
 
 @pytest.fixture
@@ -124,10 +136,14 @@ def test_a_server_that_goes_away_is_told_and_the_next_message_works(own_server):
         job = client.submit("Count from 1 to 200.", *long, api_name="/chat")
         while len(job.outputs()) < 3:
             time.sleep(0.01)
+        family = [process for _, process in server.processes()]
         api_server.kill()
         *_, last = job
         text, apology = last
         assert text.startswith("1, 2, 3") and "does not answer" in apology["content"]
+        # It must not leave its engine behind (vllm-project/vllm#55510).
+        _, alive = psutil.wait_procs(family, 10)
+        assert len(family) >= 3 and not alive and not server.alive
         server.stop()
         own_server()
         *_, reply = client.submit("Count from 1 to 5.", *SETTINGS, api_name="/chat")

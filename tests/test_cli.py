@@ -88,6 +88,22 @@ def test_weights():
     assert "Qwen2ForCausalLM" in labkit("weights", "tiny").stdout
 
 
+@pytest.mark.parametrize("model", ["~nobody9/model", "/proc/1/root/nowhere"])
+def test_a_folder_that_one_cannot_look_into_is_no_model(model):
+    done = labkit("weights", model)
+    assert done.returncode == 1 and "Next: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_our_signs_gets_the_plan_all_the_same():
+    done = labkit("plan", "tiny", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0 and "weights" in done.stdout and "█" not in done.stdout
+
+
+def test_a_twins_folder_works_from_anywhere(tmp_path):
+    done = labkit("twin", "Qwen2.5-0.5B-Instruct", "--out", shorten(tmp_path / "twin"))
+    assert done.stdout.splitlines()[0] == str(tmp_path / "twin")
+
+
 def test_doctor():
     done = labkit("doctor", "--json")
     statuses = {check["status"] for check in json.loads(done.stdout)}

@@ -79,7 +79,7 @@ def quiet(report):
     yield lambda record: print("over", record.name, record.status, record.error, flush=True)
 
 
-fixed = {"FOLDER": begun, "SECONDS": 3.0, "FAIL_AT": 5 if kill == "fail" else 0}
+fixed = {"FOLDER": begun, "SECONDS": 3.0, "FAIL_AT": 5 if kill == "kill" else 0}
 try:
     result = sweeps.run(notebook, {"LENGTH": [1, 2, 3, 4, 5]}, fixed, out=out, display=quiet,
                         ray=cluster.address)
@@ -112,22 +112,15 @@ def sweep(notebook, how: str) -> tuple[str, pd.DataFrame, list[str]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_runs_of_a_killed_node_are_done_again(notebook):
+def test_the_runs_of_a_killed_node_are_done_again_and_one_that_fails_is_not(notebook):
     said, frame, begun = sweep(notebook, "kill")
-    assert "EXIT 0" in said
     assert list(frame.LENGTH) == [1, 2, 3, 4, 5] and (frame.double == 2 * frame.LENGTH).all()
     assert len(begun) > 5, "no run was begun twice: the node was killed too late"
+    assert "EXIT 1" in said and list(frame.status) == ["ok"] * 4 + ["cell_error"]
+    assert "this one was to fail" in frame.error[4] and begun.count("5") == 1
     assert sorted(path.name for path in (notebook.parent / "out").glob("measure-*.ipynb")) == [
         f"measure-{n}.ipynb" for n in range(1, 6)
     ]
-
-
-@pytest.mark.timeout(300)
-def test_a_run_that_fails_over_there_is_named_and_the_others_go_on(notebook):
-    said, frame, begun = sweep(notebook, "fail")
-    assert "EXIT 1" in said and len(begun) == 5, "a failed run was done again"
-    assert list(frame.status) == ["ok"] * 4 + ["cell_error"]
-    assert "this one was to fail" in frame.error[4]
 
 
 @pytest.mark.timeout(300)

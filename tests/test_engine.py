@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -57,6 +56,12 @@ def test_the_cache_is_what_the_settings_say(engine):
     per_token = labkit.find("tiny").kv_bytes_per_token
     predicted = SMALL["kv_cache_memory_bytes"] // (per_token * 32) * 32
     assert engine.kv_cache_tokens == predicted
+
+
+def test_a_trace_that_fails_leaves_no_request_behind(engine):
+    with pytest.raises(ValueError, match="512"):
+        blocks.trace(engine.llm, ["Hello", "long " * 3000], [greedy(2)] * 2)
+    assert engine.llm.generate(["Hello"], greedy(2), use_tqdm=False)
 
 
 def test_a_library_imported_before_logs_into_the_file_too(tmp_path, capsys):
@@ -121,12 +126,13 @@ def test_starting_another_ends_the_first_whoever_names_it():
 
 def test_memory_comes_back():
     resident = []
-    for _ in range(20):
+    for _ in range(12):
         with labkit.Engine("tiny", **SMALL | {"kv_cache_memory_bytes": 64 * hardware.MIB}):
             pass
         resident.append(psutil.Process().memory_info().rss)
-    # The first start leaves caches behind; after that nothing may pile up.
-    assert abs(resident[-1] - resident[1]) < 0.05 * resident[1]
+    # The first start leaves caches behind; after that nothing may pile up, not 4 MB a start either,
+    # which is what a tokenizer takes.
+    assert resident[-1] - resident[1] < 25e6
 
 
 def test_garbage_is_collected_as_before_once_an_engine_has_come_and_gone():
@@ -156,7 +162,8 @@ def test_kernels_are_replaced_at_the_first_start_only():
     for _ in range(2):
         with labkit.Engine("tiny", **SMALL) as engine:
             assert engine.llm.generate(["Hello"], greedy(2), use_tqdm=False)
-    assert current_platform.register_triton_kernel_overrides.cache_info().misses == 1
+    looked = current_platform.register_triton_kernel_overrides.cache_info()
+    assert looked.misses == 1 and looked.hits >= 1
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,17 @@ def test_a_failed_start_says_what_to_do_and_leaves_nothing(overrides, advice):
         assert engine.kv_cache_tokens
 
 
+def test_a_start_that_is_interrupted_keeps_nothing(monkeypatch):
+    def construct(self, stages):
+        gc.freeze()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labkit.Engine, "_construct", construct)
+    with pytest.raises(KeyboardInterrupt):
+        labkit.Engine("tiny", **SMALL).start()
+    assert gc.get_freeze_count() == 0
+
+
 def test_an_engine_in_its_own_process_ends_with_a_killed_kernel():
     code = (
         "if __name__ == '__main__':\n"
@@ -192,13 +210,8 @@ def test_an_engine_in_its_own_process_ends_with_a_killed_kernel():
         "    print('ready', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    environment = os.environ | {"LABKIT_TEST_MARK": "engine-kill"}
-    kernel = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    for line in kernel.stdout:
-        if line.startswith("ready:") or line.strip() == "ready":
-            break
+    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert "ready\n" in iter(kernel.stdout.readline, "")
     family = psutil.Process(kernel.pid).children(recursive=True)
     assert any("VLLM::" in " ".join(p.cmdline()) for p in family)
     kernel.send_signal(signal.SIGKILL)

@@ -1,10 +1,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pytest
 
-from labkit import hardware
+from labkit import hardware, limits
 from labkit.hardware import Gpu, Machine, look
 
 GIB = 1 << 30
@@ -32,18 +34,37 @@ def test_a_tighter_limit_further_up_wins(tmp_path, monkeypatch):
     (inner.parent / "memory.max").write_text(f"{2 * GIB}\n")
     (inner.parent / "memory.current").write_text(f"{GIB}\n")
     (inner.parent / "memory.stat").write_text(f"anon 1\ninactive_file {GIB // 4}\n")
-    groups = [
-        (folder, "memory.max", "memory.current", "inactive_file")
-        for folder in (inner, inner.parent)
-    ]
-    monkeypatch.setattr(hardware, "_memory_groups", lambda: groups)
+    (inner / "cpu.max").write_text("100000 100000\n")
+    (inner.parent / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(limits, "_groups", lambda _: [(inner, 2), (inner.parent, 2)])
+    machine = look()
     # Page cache that can be given back does not count as used.
-    assert hardware._memory_limit() == (2 * GIB, GIB - GIB // 4)
+    assert (machine.ram_bytes, machine.ram_free_bytes) == (2 * GIB, GIB + GIB // 4)
+    assert machine.cpus == 1
+    # A group of several pods may have less room than the limit of this one leaves.
+    (tmp_path / "memory.max").write_text(f"{8 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{8 * GIB - 5}\n")
+    monkeypatch.setattr(limits, "_groups", lambda _: [(inner.parent, 2), (tmp_path, 2)])
+    assert (look().ram_bytes, look().ram_free_bytes) == (2 * GIB, 5)
 
 
-def test_a_cpu_quota_counts(monkeypatch):
-    monkeypatch.setattr(hardware, "_cpu_quotas", lambda: [(100_000, 100_000)])
-    assert look().cpus == 1
+def test_the_groups_of_this_process_are_found_in_both_versions(monkeypatch):
+    lines = "12:cpu,cpuacct:/pod/kernel\n4:memory:/pod\n0::/user.slice\n"
+    monkeypatch.setattr(limits, "read", {"/proc/self/cgroup": lines}.get)
+    cpu, unified = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    assert limits._groups("cpu") == [
+        (cpu / "pod/kernel", 1), (cpu / "pod", 1), (cpu, 1),
+        (unified / "user.slice", 2), (unified, 2),
+    ]  # fmt: skip
+
+
+def test_a_quota_of_cgroup_v1_counts_too(monkeypatch, tmp_path):
+    (tmp_path / "cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(limits, "_groups", lambda _: [(tmp_path, 1)])
+    assert limits.cpu_quotas() == [(150_000, 100_000)]
+    (tmp_path / "cpu.cfs_quota_us").write_text("-1\n")
+    assert limits.cpu_quotas() == []
 
 
 def test_old_cards_and_the_wrong_build_fall_back_to_the_cpu():
@@ -57,19 +78,107 @@ def test_old_cards_and_the_wrong_build_fall_back_to_the_cpu():
     assert on("gpu", v100) == "cpu" and on("cpu", t4) == "cpu" and on("gpu") == "cpu"
 
 
-def test_ranks_share_the_processors_where_vllm_would_refuse(monkeypatch):
+def test_ranks_share_the_processors_where_vllm_would_refuse(monkeypatch, tmp_path):
+    nodes = [tmp_path / "node0", tmp_path / "node1", tmp_path / "node2"]
+    for node, cpus in zip(nodes, ("0-3", "4-7", "8-11"), strict=True):
+        node.mkdir()
+        (node / "cpulist").write_text(f"{cpus}\n")
     monkeypatch.delenv(hardware.THREADS_BIND, raising=False)
     monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 6})
-    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0")])
+    monkeypatch.setattr(hardware, "_nodes", lambda: nodes[:1])
     assert hardware.thread_binding(1) is None
     assert hardware.thread_binding(2) == "0,1|2,3"
     assert hardware.thread_binding(5) == "0|1|2|3|6"
     assert hardware.thread_binding(6) is None, "vLLM says that there are too few"
-    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0"), Path("node1")])
+    monkeypatch.setattr(hardware, "_nodes", lambda: nodes[:2])
     assert hardware.thread_binding(2) is None, "a node for each: vLLM sees to it"
-    monkeypatch.setattr(hardware, "_nodes", lambda: [Path("node0")])
+    monkeypatch.setattr(hardware, "_nodes", lambda: [nodes[0], nodes[2]])
+    assert hardware.thread_binding(2) == "0,1|2,3", "on the other we may not run"
+    monkeypatch.setattr(hardware, "_nodes", lambda: nodes[:1])
     monkeypatch.setenv(hardware.THREADS_BIND, "0|3")
     assert hardware.thread_binding(2) is None, "what the user has chosen stays"
+
+
+@pytest.mark.parametrize(
+    ("v2", "v1", "wins"),
+    [("max", None, False), (f"{GIB}", "7", True), (None, f"{GIB}", True), (None, None, False)],
+)
+def test_a_containers_limit_is_what_a_share_is_of(monkeypatch, tmp_path, v2, v1, wins):
+    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
+    for file, text in zip(files, (v2, v1), strict=True):
+        if text:
+            file.write_text(f"{text}\n")
+    monkeypatch.setattr(limits, "CONTAINER_LIMITS", files)
+    assert (hardware.node_bytes() == GIB) is wins
+
+
+def test_a_home_that_is_not_there_has_its_parents_disk(monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent/service")
+    assert look().disk_free_bytes > 0
+
+
+class Driver:
+    """What NVML says of a whole GPU, of one that is lost, and of one cut into slices."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    nvmlMemory_v2 = 2
+
+    def __init__(self, *kinds):
+        self.kinds = kinds
+
+    nvmlInit = nvmlShutdown = lambda self: None
+
+    def nvmlDeviceGetCount(self):
+        return len(self.kinds)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return self.kinds[index]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"{'MIG' if handle.startswith('part of') else 'GPU'}-{handle}"
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle):
+        return SimpleNamespace(value=handle.startswith("part of"))
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):
+        if handle != "cut":
+            raise self.NVMLError("not found")
+        return f"part of {handle}"
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part):
+        return part.removeprefix("part of ")
+
+    def nvmlDeviceGetMemoryInfo(self, handle, version):
+        if handle in ("lost", "cut"):  # of one that is cut a container may not ask
+            raise self.NVMLError("no permission")
+        size = 10 if handle.startswith("part of") else 80
+        return SimpleNamespace(total=size * GIB, reserved=GIB, free=(size - 3) * GIB)
+
+    def nvmlDeviceGetName(self, handle):
+        return f"NVIDIA {handle}"
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return (9, 0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "visible", "found"),
+    [
+        (["whole"], None, [("NVIDIA whole", 79, 77)]),
+        (["lost", "whole"], None, [("NVIDIA whole", 79, 77)]),
+        (["cut"], None, [("NVIDIA cut", 9, 7)]),
+        (["whole", "cut"], "MIG-part of cut", [("NVIDIA cut", 9, 7)]),
+        (["whole", "cut"], "GPU-whole", [("NVIDIA whole", 79, 77)]),
+        (["whole"], "", []),
+    ],
+)
+def test_gpus_are_seen_as_cuda_sees_them(monkeypatch, kinds, visible, found):
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(*kinds))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = [(g.name, g.total_bytes // GIB, g.free_bytes // GIB) for g in look().gpus]
+    assert seen == found
 
 
 def test_looking_loads_nothing_heavy():

@@ -9,8 +9,6 @@ HEAVY = ("torch", "vllm", "transformers", "gradio", "openai", "pandas", "matplot
 
 
 def test_import_is_light():
-    # A ratio on a noisy machine: importing labkit costs little beside starting Python with the
-    # one library it needs most; the bound in seconds is what a learner was promised.
     code = (
         "import time; start = time.perf_counter(); import labkit; "
         "seconds = time.perf_counter() - start; import sys; "

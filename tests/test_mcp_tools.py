@@ -120,8 +120,17 @@ def test_a_ctrl_c_while_connecting_leaves_nothing(tmp_path):
     silent = tmp_path / "silent.py"
     silent.write_text("import sys\nsys.stdin.read()")
     before = set(psutil.Process().children(recursive=True))
-    threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    def press_ctrl_c_once_it_runs() -> None:
+        while not set(psutil.Process().children(recursive=True)) - before:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # Tests that were started in the background have it ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=press_ctrl_c_once_it_runs, daemon=True).start()
     with pytest.raises(KeyboardInterrupt), McpTools([sys.executable, str(silent)], timeout=60):
         pass
+    signal.signal(signal.SIGINT, handler)
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, 10)
     assert not alive

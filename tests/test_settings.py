@@ -149,6 +149,10 @@ def test_a_longer_context_gets_a_cache_that_holds_it():
     settings = EngineSettings.for_machine("tiny", machine(), max_model_len=200_000)
     blocks = settings.kv_cache_memory_bytes // tiny.kv_bytes_per_token // 128
     assert (blocks - 1) * 128 >= 200_000, "vLLM keeps one block for itself"
+    typed = EngineSettings.for_machine("tiny", machine(), max_model_len="200000")
+    assert typed == settings, "a command line gives its numbers as text"
+    with pytest.raises(SettingsError, match="max_model_len='long' is not possible"):
+        EngineSettings.for_machine("tiny", machine(), max_model_len="long")
 
 
 def test_a_share_of_memory_replaces_a_size():

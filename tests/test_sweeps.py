@@ -65,22 +65,22 @@ def test_each_combination_is_a_row(notebook, tmp_path):
 
 @pytest.mark.timeout(180)
 def test_a_failed_run_is_named_and_the_others_go_on(notebook, tmp_path):
-    grid = {"MAX_MODEL_LEN": [256, 512, 1024]}
+    grid = {"MAX_MODEL_LEN": [512, 1024]}
     result = sweeps.run(notebook, grid, {"FAIL_AT": 512}, out=tmp_path / "out", display=quiet)
-    assert [record.status for record in result.notebooks] == ["ok", "cell_error", "ok"]
+    assert [record.status for record in result.notebooks] == ["cell_error", "ok"]
     assert result.exit_code == 1
     frame = pd.read_csv(tmp_path / "out" / tables.CSV)
-    assert "this length was to fail" in frame.error[1] and frame.double.isna()[1]
+    assert "this length was to fail" in frame.error[0] and frame.double.isna()[0]
     # Asked again, only what failed is run again.
     again = sweeps.run(notebook, grid, {"FAIL_AT": 512}, out=tmp_path / "out", display=quiet)
-    assert [record.status for record in again.notebooks] == ["ok", "cell_error", "ok"]
-    assert again.notebooks[0].seconds == result.notebooks[0].seconds
+    assert [record.status for record in again.notebooks] == ["cell_error", "ok"]
+    assert again.notebooks[1].seconds == result.notebooks[1].seconds
 
 
 @pytest.mark.timeout(240)
 def test_a_killed_sweep_goes_on_where_it_was(notebook, tmp_path):
     out = tmp_path / "out"
-    lengths = ",".join(str(128 * n) for n in range(1, 9))
+    lengths = ",".join(str(128 * n) for n in range(1, 6))
     command = [sys.executable, "-m", "labkit.cli", "sweep", str(notebook), "--out", str(out),
                "--grid", f"MAX_MODEL_LEN={lengths}"]  # fmt: skip
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -91,18 +91,18 @@ def test_a_killed_sweep_goes_on_where_it_was(notebook, tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     done = {r.name: r.seconds for r in records.saved(out) if r.passed}
-    assert 2 <= len(done) < 8
+    assert 2 <= len(done) < 5
     ran = []
 
     @contextmanager
     def watched(report):
         yield lambda record: ran.append(record.name)
 
-    grid = {"MAX_MODEL_LEN": [128 * n for n in range(1, 9)]}
+    grid = {"MAX_MODEL_LEN": [128 * n for n in range(1, 6)]}
     result = sweeps.run(notebook, grid, out=out, display=watched)
-    assert len(ran) == 8 - len(done) and not done.keys() & set(ran)
+    assert len(ran) == 5 - len(done) and not done.keys() & set(ran)
     assert result.exit_code == 0
-    assert len(pd.read_csv(out / tables.CSV)) == 8
+    assert len(pd.read_csv(out / tables.CSV)) == 5
 
 
 def test_values_as_typed():

@@ -37,12 +37,12 @@ def test_a_new_conversation_forgets(chat):
     assert chat.history == []
 
 
-def test_the_system_prompt_can_be_set(chat, capsys):
+def test_the_system_prompt_can_be_set(chat):
     terminal.converse(chat, typed("/system Be brief.", "/quit", "never asked"))
     assert chat.system == "Be brief." and not chat.history
 
 
-def test_a_server_that_is_gone_is_a_sentence_and_the_next_message_works(chat, capsys):
+def test_a_server_that_is_gone_is_a_sentence_and_the_next_message_works(capsys):
     nowhere = labkit.Server(f"http://127.0.0.1:{loopback.free_port()}/v1", "key", "tiny")
     lost = Chat(nowhere)
     terminal.converse(lost, typed("Hello"))

@@ -98,7 +98,7 @@ def test_without_tools_it_is_a_plain_chat(server):
     assert "cache" in ToolChat(server, [], sampling=GREEDY).send("What is the KV cache?")
 
 
-def test_rounds_have_a_limit(server, monkeypatch):
+def test_rounds_have_a_limit(server):
     chat = ToolChat(server, [lab_tool("get_weather", weather)], "", GREEDY, rounds=0)
     *_, last = chat.parts("What is the weather in Paris?")
     assert not [part for part in last if isinstance(part, Step)]

@@ -45,18 +45,3 @@ def test_an_unknown_shape_is_a_sentence(tmp_path):
     with pytest.raises(WeightsError, match="no published shape"):
         twin.make("Llama-3-8B", tmp_path / "twin")
     assert not (tmp_path / "twin").exists()
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", [SMALL, f"{SMALL}-AWQ"])
-def test_vllm_runs_a_twin(tmp_path, name):
-    from vllm import SamplingParams
-
-    folder = twin.make(name, tmp_path / name)
-    shape = shapes.find(name)
-    cache = 3 * 128 * shape.kv_bytes_per_token()
-    with labkit.Engine(str(folder), max_model_len=256, kv_cache_memory_bytes=cache) as engine:
-        assert engine.kv_cache_tokens == 3 * 128
-        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-        [made] = engine.llm.generate(["What is AWQ?"], params, use_tqdm=False)
-        assert len(made.outputs[0].token_ids) == 4

@@ -1,6 +1,11 @@
 #!/bin/sh
 # Prints the first Python on PATH that can run the lab; $PYTHON, where set, is the only candidate.
-for python in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 .venv/bin/python}; do
+if [ -n "$PYTHON" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3 python3.13 python3.12 python3.11 python3.14 .venv/bin/python
+fi
+for python; do
     if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
     then
         command -v "$python"

@@ -211,7 +211,9 @@ def set_up_current_environment(build: str) -> None:
 @contextmanager
 def alone(venv: Path) -> Iterator[None]:
     """Waits until no other set-up works on this folder."""
-    with open(ROOT / "pyproject.toml") as held:
+    # "r+": some network file systems lock only what is open for writing.
+    pyproject = ROOT / "pyproject.toml"
+    with open(pyproject, "r+" if os.access(pyproject, os.W_OK) else "r") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

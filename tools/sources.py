@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 # pip's option: the uv variable that says the same, and an older name of it.
 UV_NAMES = {
@@ -64,7 +65,9 @@ def tool_environment(environ: Mapping[str, str], pip: Mapping[str, str]) -> dict
                 result.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     links = find_links(environ, pip)
     if links:
-        result |= {"UV_FIND_LINKS": ",".join(links), "PIP_FIND_LINKS": " ".join(links)}
+        # pip cuts its list at spaces, which an address does not have.
+        pip_links = [Path(link).resolve().as_uri() if " " in link else link for link in links]
+        result |= {"UV_FIND_LINKS": ",".join(links), "PIP_FIND_LINKS": " ".join(pip_links)}
     if index_forbidden(environ, pip):
         result["PIP_NO_INDEX"] = "1"
     return result | {"PIP_USER": "0"}

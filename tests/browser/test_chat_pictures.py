@@ -1,8 +1,5 @@
 """How the chat looks: light, dark and on a phone; the pictures of the README are made here."""
 
-import os
-from pathlib import Path
-
 import pytest
 from learner import ask
 from playwright.sync_api import Browser
@@ -34,7 +31,7 @@ def app(server):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("view", VIEWS)
-def test_the_chat_looks_as_in_the_readme(app, browser: Browser, view, tmp_path):
+def test_the_chat_looks_as_in_the_readme(app, browser: Browser, view, screenshots):
     context = browser.new_context(**VIEWS[view], device_scale_factor=1)
     page = context.new_page()
     page.goto(app.url)
@@ -47,8 +44,7 @@ def test_the_chat_looks_as_in_the_readme(app, browser: Browser, view, tmp_path):
     assert page.get_by_text("get_weather").first.is_visible()
     assert page.get_by_text("tokens/s").first.is_visible()
     assert is_no_wider_than_the_window(page)
-    folder = Path(os.environ.get("LAB_SCREENSHOTS", tmp_path))
-    page.screenshot(path=folder / f"chat-{view}.png")
+    page.screenshot(path=screenshots / f"chat-{view}.png")
     context.close()
 
 

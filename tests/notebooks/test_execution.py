@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,12 +38,14 @@ def test_the_tour_passes_in_the_memory_of_a_binder_pod(tmp_path, capfd):
     run = subprocess.run([*LIMIT, "2G", "--", *command] if limited else command, text=True)
     status = status_of(tmp_path)
     outcomes = {record["name"]: record["status"] for record in status["notebooks"]}
-    assert run.returncode == 0 and len(outcomes) >= 5 and set(outcomes.values()) == {"ok"}, outcomes
+    course = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert run.returncode == 0 and outcomes == dict.fromkeys(course, "ok"), outcomes
     assert [record["leftover"] for record in status["notebooks"] if record["leftover"]] == []
     assert (tmp_path / "latest" / "index.html").is_file()
     with capfd.disabled():
-        within = "inside a 2 GiB memory cgroup" if limited else "without a memory cgroup"
-        print(f"\ntour: {status['seconds']:.0f} s {within}")
+        print(f"\ntour: {status['seconds']:.0f} s")
+    if not limited:
+        warnings.warn("no memory cgroup: the tour ran without a limit", stacklevel=1)
 
 
 def test_a_notebook_runs_with_other_parameters(tmp_path):
@@ -58,15 +61,6 @@ def test_a_notebook_runs_with_other_parameters(tmp_path):
     assert record["parameters"] == {"MODEL": str(model), "MAX_MODEL_LEN": 1024}
     executed = (tmp_path / "latest" / record["notebook"]).read_text()
     assert "--served-model-name another-model" in executed and "--max-model-len 1024" in executed
-
-
-def test_a_misspelt_parameter_is_refused_at_once(tmp_path):
-    command = [*LABKIT, "run", "notebooks/03_server.ipynb", "-p", "MAX_MODLE_LEN", "1024"]
-    run = subprocess.run(
-        [*command, "--out", str(tmp_path)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert run.returncode != 0 and "MAX_MODEL_LEN" in run.stdout + run.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def guard_is_there(family: list[psutil.Process]) -> bool:

@@ -69,7 +69,7 @@ def test_every_uncompared_cell_is_listed_with_a_reason():
 
 @pytest.mark.timeout(600)
 @each_notebook
-def test_outputs_are_what_is_stored(path, tmp_path):
+def test_outputs_are_what_is_stored(path):
     command = [
         *(sys.executable, "-m", "pytest", "--nbval", str(path), "-q", "-p", "no:cacheprovider"),
         *("--nbval-sanitize-with", str(HERE / "sanitize.cfg"), "--nbval-cell-timeout", "300"),

@@ -1,6 +1,5 @@
 """A machine that cannot run the lab is told so in a sentence before anything is installed."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -103,4 +102,9 @@ def test_a_named_python_is_the_only_candidate(tmp_path):
     (tmp_path / "python3").symlink_to(sys.executable)
     found = find_python(tmp_path, PYTHON=str(tmp_path / "named"))
     assert found.returncode == 1 and f"at PYTHON={tmp_path}/named" in found.stderr
-    assert os.path.exists(tmp_path / "python3")
+
+
+def test_a_named_python_may_have_a_space_in_its_name(tmp_path):
+    (tmp_path / "my python").symlink_to(sys.executable)
+    found = find_python(tmp_path, PYTHON=str(tmp_path / "my python"))
+    assert found.stdout.strip() == str(tmp_path / "my python")

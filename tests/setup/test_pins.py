@@ -176,8 +176,6 @@ def test_repo2docker_plans_an_image_from_the_binder_folder(tmp_path):
     # In an environment of its own: this is Binder's tool, not one of the lab's.
     uvx = [sys.executable, "-m", "uv", "tool", "run", "--isolated"]
     tool = [*uvx, "--from", "jupyter-repo2docker==2026.4.0", "jupyter-repo2docker"]
-    if subprocess.run([*tool, "--version"], capture_output=True).returncode:
-        pytest.skip("repo2docker cannot be fetched: no package index here")
     for name in ("binder", "requirements", "environment.yml", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
@@ -185,6 +183,8 @@ def test_repo2docker_plans_an_image_from_the_binder_folder(tmp_path):
         [*tool, "--no-build", "--debug", "."], capture_output=True, text=True, cwd=tmp_path
     )
     dockerfile = plan.stdout + plan.stderr
+    if plan.returncode and re.search("Failed to fetch|network connectivity|offline", dockerfile):
+        pytest.skip("repo2docker cannot be fetched: no package index here")
     assert plan.returncode == 0, dockerfile[-2000:]
     wanted = conda("binder/environment.yml")[0]["python"]
     assert f"Building conda environment for python={wanted}" in dockerfile

@@ -33,7 +33,10 @@ def test_wheelhouses_are_split(uv, pip, links):
 def test_a_folder_with_a_space_is_one_wheelhouse(tmp_path):
     folder = tmp_path / "my wheels"
     folder.mkdir()
-    assert sources.find_links({"UV_FIND_LINKS": str(folder)}, {}) == [str(folder)]
+    links = {"UV_FIND_LINKS": str(folder)}
+    assert sources.find_links(links, {}) == [str(folder)]
+    # pip cuts its list of links at spaces.
+    assert sources.tool_environment(links, {})["PIP_FIND_LINKS"] == f"file://{tmp_path}/my%20wheels"
 
 
 def test_a_wheelhouse_serves_torch_where_it_has_it(tmp_path):

@@ -39,13 +39,12 @@ def measured() -> dict[str, dict]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("skill", measured()["tiny"])
 def test_a_sample_of_each_skill_reaches_its_bar(sampled, skill):
-    row, whole = sampled[skill], measured()["tiny"][skill]
+    row = sampled[skill]
     # Two standard errors: by chance a sample is now and then a little worse than the whole.
     least = row["bar"] - 2 * sqrt(row["bar"] * (1 - row["bar"]) / row["cases"])
-    if whole["right"] < whole["bar"]:
-        assert abs(row["right"] - whole["right"]) < 0.25, "the card tells of another model"
-        pytest.xfail(f"the whole evaluation has {whole['right']:.0%} of {whole['bar']:.0%}")
     assert row["right"] >= least
+    whole = measured()["tiny"][skill]
+    assert whole["right"] >= whole["bar"]
 
 
 def test_every_skill_is_measured_for_every_bundled_model():

@@ -91,7 +91,7 @@ def test_exact_shares_count_whole_replies(tmp_path, monkeypatch):
     assert set(run.exact_shares().values()) == {1.0}
 
 
-def test_one_wrong_token_makes_a_row_inexact(tmp_path, monkeypatch):
+def test_one_wrong_token_makes_a_row_inexact(monkeypatch):
     wanted = torch.tensor([[False, True, True], [True, True, False]])
     tokens = torch.tensor([3, 1, 0, 2])
     said = torch.nn.functional.one_hot(tokens, 4).float()
