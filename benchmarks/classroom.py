@@ -107,19 +107,21 @@ class _Window:
         self.http = httpx.Client(base_url=url, timeout=120, limits=limits)
         functions = self.http.get("config").raise_for_status().json()["dependencies"]
         self.chat = next(each["id"] for each in functions if each["api_name"] == "chat")
-        self.session = ""
+        self.sessions: list[str] = []
 
-    def open(self) -> None:
-        """Open the page anew: a session, and so a conversation, of its own, as with the SDK."""
-        self.session = secrets.token_hex(8)
-        call = {"data": [], "session_hash": self.session}
-        self.http.post("gradio_api/run/open", json=call).raise_for_status()
+    def open(self, messages: int) -> None:
+        """Open a session for each message, and so a conversation of its own, as with the SDK."""
+        self.sessions = [secrets.token_hex(8) for _ in range(messages)]
+        for session in self.sessions:
+            call = {"data": [], "session_hash": session}
+            self.http.post("gradio_api/run/open", json=call).raise_for_status()
 
     def ask(self, message: str) -> Iterator[str]:
+        session = self.sessions.pop()
         data = [message, None, "", 0, 1, self.tokens, 1.0, ""]
-        call = {"fn_index": self.chat, "data": data, "session_hash": self.session}
+        call = {"fn_index": self.chat, "data": data, "session_hash": session}
         self.http.post("gradio_api/queue/join", json=call).raise_for_status()
-        params = {"session_hash": self.session}
+        params = {"session_hash": session}
         with self.http.stream("GET", "gradio_api/queue/data", params=params) as events:
             for line in events.iter_lines():
                 if TROUBLE in line:
@@ -135,15 +137,11 @@ def _together(way: str, number: int, load: Load, tokens: int) -> bench.Pass:
 
     def talk(user: int) -> list[tuple[float, float]]:
         time.sleep(load.spread * user / len(_windows))
-        timed = []
-        for turn in range(load.messages):
-            if turn:
-                _windows[user].open()
-            timed.append(_timed(way, user, f"{number}:{turn}", load, tokens))
-        return timed
+        turns = (f"{number}:{turn}" for turn in range(load.messages))
+        return [_timed(way, user, turn, load, tokens) for turn in turns]
 
     for window in _windows:
-        window.open()
+        window.open(load.messages)
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(_windows)) as pool:
         done = list(chain(*pool.map(talk, range(len(_windows)))))

@@ -217,8 +217,13 @@ def _states(reply: Reply, request: tuple, active: Counted) -> Iterator[list[Part
 
 
 def _gradio():
-    """Gradio, imported with its reports to its makers switched off."""
+    """Gradio, imported with its reports to its makers switched off, and its statistics.
+
+    After each message it would make a table of all messages so far, for a page that we do not
+    show: a quarter of its work on a message, and more with every one.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     import gradio
 
     return gradio

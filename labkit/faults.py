@@ -35,6 +35,13 @@ CATALOGUE = [
         "Set max_model_len={1} or less, or give the cache more memory "
         "(gpu_memory_utilization, kv_cache_memory_bytes).",
     ),
+    Fault(  # where vLLM estimates nothing, since hardly a block fits
+        r"seq len \((\d+)\).{1,100}?larger than the available KV cache memory",
+        "The KV cache is too small for one request of {0} tokens.",
+        "At least one sequence of max_model_len must fit into the cache, and this one is tiny.",
+        "Give the cache more memory (gpu_memory_utilization, kv_cache_memory_bytes), or lower "
+        "max_model_len.",
+    ),
     Fault(
         r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\D*(\d+)",
         "The model cannot take sequences of {0} tokens.",

@@ -73,6 +73,21 @@ def _forget_tokenizers() -> None:
             cache.cache_clear()
 
 
+def set_aside() -> None:
+    """Let the garbage collector pass by all that is there now, until `settle` or `take_back`.
+
+    To look through all of a kernel's objects, as it does now and then, takes 0.2 s and more, for
+    which every chat stands still.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def take_back() -> None:
+    """Undo `set_aside`."""
+    gc.unfreeze()
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Around imports that last for seconds: Python would spend a quarter on looking for garbage.

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Self
 
 from labkit import accounts as doors
-from labkit import chatpage, frame, loopback
+from labkit import chatpage, frame, heap, loopback
 from labkit.chat import SYSTEM, Sampling
 from labkit.chatpage import EXAMPLES, TITLE, Reply, build, capacity
 from labkit.errors import ChatError
@@ -99,6 +99,7 @@ class WebChat:
             with suppress(OSError):
                 self._launch(port)
                 _running[self.name] = self
+                heap.set_aside()
                 return self
         raise ChatError(
             f"No port on {self.host} is free for the chat.",
@@ -110,6 +111,8 @@ class WebChat:
         """End the app and free its port; closing twice does no harm."""
         if _running.get(self.name) is self:
             del _running[self.name]
+            if not _running:
+                heap.take_back()
         if self.running:
             # Gradio waits 5 s for a stream that is open when it closes: end the replies first.
             self._closing.set()

@@ -110,7 +110,7 @@ def test_the_bundled_copies_are_of_the_bundled_model(name, texts):
     original, same = dict(model.named_parameters()), dict(copy.named_parameters())
     for parameter in ("model.embed_tokens.weight", "model.norm.weight"):
         assert torch.allclose(same[parameter], original[parameter], atol=1e-6)
-    assert drift(model, copy, texts[:4]) < 0.05
+    assert drift(model, copy, texts[:4]) < 0.15
 
 
 def test_awq_stays_closer_than_plain_rounding(texts):

@@ -59,7 +59,9 @@ def test_the_cache_is_what_the_settings_say(engine):
 
 
 def test_a_trace_that_fails_leaves_no_request_behind(engine):
-    with pytest.raises(ValueError, match="512"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="512 tokens"):
         blocks.trace(engine.llm, ["Hello", "long " * 3000], [greedy(2)] * 2)
     assert engine.llm.generate(["Hello"], greedy(2), use_tqdm=False)
 

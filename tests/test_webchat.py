@@ -1,5 +1,6 @@
 """The chat as a running app: its port, its doors, its end, with the real Gradio."""
 
+import gc
 import http.client
 import socket
 import subprocess
@@ -205,10 +206,20 @@ def test_closing_frees_the_port_and_ends_a_running_reply():
     chat.close()
     chat.close()
     assert not listens(port)
-    assert not server.thread.is_alive()  # an open stream would keep it, after 5 s of waiting
+    server.thread.join(10)
+    assert not server.thread.is_alive()  # an open stream would keep it for ever
     assert closed.wait(30)
     with pytest.raises(ChatError, match="no address"):
         _ = chat.url
+
+
+def test_the_garbage_collector_passes_by_what_was_there_before_a_chat():
+    begun = gc.get_freeze_count()  # of other chats that run
+    with WebChat(echo):
+        assert gc.get_freeze_count() > max(begun, 100_000)
+        with WebChat(echo, name="second"):
+            pass
+        assert gc.get_freeze_count() > 100_000
 
 
 def test_a_closed_chat_can_be_shown_again():
