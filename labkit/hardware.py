@@ -209,15 +209,23 @@ def _gpus() -> tuple[Gpu, ...]:
 
 def _visible(pynvml) -> list:
     """Handles of the GPUs that CUDA_VISIBLE_DEVICES leaves visible; NVML itself sees them all."""
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    numbers = map(str, range(pynvml.nvmlDeviceGetCount()))
+    asked = {n: _told(pynvml, "nvmlDeviceGetHandleByIndex", int(n)) for n in numbers}
+    names = {number: handle for number, handle in asked.items() if handle}
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return handles
-    names = {str(i): h for i, h in enumerate(handles)}
-    names |= {pynvml.nvmlDeviceGetUUID(h): h for h in handles}
-    slices = (_slice(pynvml, h) for h in handles)
-    names |= {pynvml.nvmlDeviceGetUUID(part): part for part in slices if part}
+        return list(names.values())
+    handles = [*names.values(), *filter(None, (_slice(pynvml, h) for h in names.values()))]
+    names |= {_told(pynvml, "nvmlDeviceGetUUID", handle): handle for handle in handles}
     return [names[key] for key in map(str.strip, chosen.split(",")) if key in names]
+
+
+def _told(pynvml, question: str, *given):
+    """What NVML answers; None where it does not, as of a GPU that is lost."""
+    try:
+        return getattr(pynvml, question)(*given)
+    except pynvml.NVMLError:
+        return None
 
 
 def _slice(pynvml, handle):
@@ -225,14 +233,11 @@ def _slice(pynvml, handle):
 
     CUDA uses the first slice only, whatever is visible.
     """
-    try:
-        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
-    except pynvml.NVMLError:
-        return None
+    return _told(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, 0)
 
 
 def _gpu(pynvml, handle) -> Gpu | None:
-    """A GPU as CUDA sees it; None where the driver tells nothing, as of one that is lost.
+    """A GPU as CUDA sees it; None where the driver does not tell of it.
 
     CUDA's total lacks what the driver keeps for itself, which NVML would count as used. Inside a
     container NVML tells the memory of the slice only, not of the GPU that it was cut from.

@@ -88,9 +88,8 @@ def test_weights():
     assert "Qwen2ForCausalLM" in labkit("weights", "tiny").stdout
 
 
-@pytest.mark.parametrize("model", ["~nobody9/model", "/proc/1/root/nowhere"])
-def test_a_folder_that_one_cannot_look_into_is_no_model(model):
-    done = labkit("weights", model)
+def test_a_folder_of_nobody_is_no_model():
+    done = labkit("weights", "~nobody9/model")
     assert done.returncode == 1 and "Next: " in done.stderr and "Traceback" not in done.stderr
 
 

@@ -132,6 +132,8 @@ class Driver:
         return len(self.kinds)
 
     def nvmlDeviceGetHandleByIndex(self, index):
+        if self.kinds[index] == "lost":
+            raise self.NVMLError("GPU is lost")
         return self.kinds[index]
 
     def nvmlDeviceGetUUID(self, handle):
@@ -149,7 +151,7 @@ class Driver:
         return part.removeprefix("part of ")
 
     def nvmlDeviceGetMemoryInfo(self, handle, version):
-        if handle in ("lost", "cut"):  # of one that is cut a container may not ask
+        if handle in ("silent", "cut"):  # of one that is cut a container may not ask
             raise self.NVMLError("no permission")
         size = 10 if handle.startswith("part of") else 80
         return SimpleNamespace(total=size * GIB, reserved=GIB, free=(size - 3) * GIB)
@@ -165,7 +167,8 @@ class Driver:
     ("kinds", "visible", "found"),
     [
         (["whole"], None, [("NVIDIA whole", 79, 77)]),
-        (["lost", "whole"], None, [("NVIDIA whole", 79, 77)]),
+        (["lost", "silent", "whole"], None, [("NVIDIA whole", 79, 77)]),
+        (["lost", "whole"], "1", [("NVIDIA whole", 79, 77)]),
         (["cut"], None, [("NVIDIA cut", 9, 7)]),
         (["whole", "cut"], "MIG-part of cut", [("NVIDIA cut", 9, 7)]),
         (["whole", "cut"], "GPU-whole", [("NVIDIA whole", 79, 77)]),

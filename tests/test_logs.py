@@ -5,6 +5,7 @@ import time
 import pytest
 
 from labkit import faults, logs
+from labkit.errors import LabError
 
 LINE = (
     "(APIServer pid=7) INFO 11-23 07:53:59 [loggers.py:335] Engine 000: Avg prompt throughput: "
@@ -115,3 +116,10 @@ GPU_MESSAGES = {
 @pytest.mark.parametrize(("message", "advice"), GPU_MESSAGES.items())
 def test_failures_of_a_gpu_are_in_the_catalogue(message, advice, tmp_path):
     assert advice in " ".join(faults.explain(message, tmp_path / "x.log"))
+
+
+def test_a_place_where_no_logs_can_be_kept_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LABKIT_LOGS", str(tmp_path / "file" / "logs"))
+    with pytest.raises(LabError, match="LABKIT_LOGS"):
+        logs.new("engine")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from labkit import course, runs, watch
+from labkit import course, pages, runs, watch
 from labkit.errors import RunError
 from labkit.records import NotebookRun, RunReport
 
@@ -352,3 +352,11 @@ def test_two_notebooks_of_one_name(tmp_path):
     (tmp_path / "b").mkdir()
     both = [write(tmp_path / "a.ipynb", ["1"]), write(tmp_path / "b" / "a.ipynb", ["1"])]
     assert [record.name for record in runs._plan(both, {})] == ["a", "a-2"]
+
+
+def test_a_notebook_that_has_lost_an_attachment_has_no_page(tmp_path):
+    path = write(tmp_path / "lost.ipynb", ["1"])
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, new_markdown_cell("![gone](attachment:gone.png)"))
+    nbformat.write(notebook, path)
+    assert pages.render(path) is None and not path.with_suffix(".html").exists()

@@ -1,4 +1,4 @@
-"""Twins: the exact published shape, a tokenizer, no weights, and vLLM runs them."""
+"""Twins: the exact published shape, a tokenizer, no weights; test_memory.py has vLLM run them."""
 
 import json
 

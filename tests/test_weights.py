@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import labkit
+from labkit import weights
 from labkit.errors import WeightsError
 from labkit.shards import read_header
 
@@ -126,3 +127,12 @@ def test_a_broken_checkpoint_is_refused_before_vllm_is_imported(checkpoint_copy)
     *errors, loaded = run.stdout.splitlines()
     assert len(errors) == 2 and all("config.json" in line for line in errors), run.stderr
     assert loaded == "[]"
+
+
+def test_a_folder_that_one_may_not_read_is_a_sentence(checkpoint_copy, monkeypatch):
+    def forbidden(path, name):
+        raise PermissionError(13, "Permission denied", str(path / "config.json"))
+
+    monkeypatch.setattr(weights, "check", forbidden)
+    with pytest.raises(WeightsError, match="Permission denied: .*config.json"):
+        weights.find(checkpoint_copy)
