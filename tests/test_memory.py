@@ -15,7 +15,7 @@ from labkit import hardware, memory, shapes, twin, weights
 from labkit.advice import recommend
 from labkit.errors import SettingsError, WeightsError
 from labkit.hardware import GIB, MIB
-from labkit.memory import Choices, Place, plan
+from labkit.memory import Choices, Place, largest_step, plan
 from labkit.shapes import Shape, published, published_config
 
 SEVEN = "Qwen2.5-7B-Instruct"
@@ -77,6 +77,29 @@ def test_each_way_out_makes_its_part_smaller_and_the_cache_larger(change, field)
     before, after = (plan(shape(SEVEN), card("RTX 4090"), c) for c in (None, Choices(**change)))
     assert getattr(after, field) < getattr(before, field)
     assert after.kv_tokens > before.kv_tokens
+
+
+# What vLLM 0.32 reported on an H200 in 2026-11, eager, the engine of a program; twins of the 7B.
+H200 = Place("NVIDIA H200", 150_109_880_320, capability=(9, 0))
+REPORTED = (("tiny", 0.3, 29_031_600), (SEVEN, 0.6, 1_245_344), (f"{SEVEN}-AWQ", 0.6, 1_412_192))
+
+
+@pytest.mark.parametrize(("name", "share", "reported"), REPORTED)
+def test_the_plan_meets_what_an_h200_reported(name, share, reported):
+    choices = Choices(gpu_memory_utilization=share, enforce_eager=True, offline=True)
+    assert plan(shapes.find(name), H200, choices).kv_tokens == pytest.approx(reported, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("place", "served", "offline", "requests"),
+    [(card("RTX 4090"), 2048, 8192, 256), (card("A100-80"), 2048, 8192, 256),
+     (H200, 8192, 16384, 1024), (replace(H200, total_bytes=180 * GIB), 16384, 16384, 1024)],
+)  # fmt: skip
+def test_the_largest_step_follows_from_the_card(place, served, offline, requests):
+    assert largest_step(place, Choices()) == (served, requests)
+    assert largest_step(place, Choices(offline=True)) == (offline, requests)
+    chosen = Choices(max_num_batched_tokens=512, max_num_seqs=8, offline=True)
+    assert largest_step(place, chosen) == (512, 8)
 
 
 @pytest.mark.parametrize("name", published())
