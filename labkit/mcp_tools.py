@@ -1,5 +1,6 @@
 """Tools of an MCP server, in the same loop as Python functions."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,22 @@ def _call(
         texts = [getattr(part, "text", f"({part.type})") for part in result.content]
         if result.is_error:
             raise RuntimeError("\n".join(texts))
-        return "\n".join(texts)
+        return "\n".join(map(_in_one_line, texts))
 
     return run
+
+
+def _in_one_line(text: str) -> str:
+    """JSON without the indentation that MCP's own SDK gives it, which only costs the model tokens.
+
+    Any other text stays as it is.
+    """
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False)
+    except ValueError:
+        return text
 
 
 def _check(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

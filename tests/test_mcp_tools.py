@@ -30,6 +30,11 @@ def add(a: int, b: int) -> int:
     return a + b
 
 @server.tool()
+def weather(city: str) -> dict:
+    '''Tells the weather.'''
+    return {"city": city, "sky": "晴"}
+
+@server.tool()
 def fail(why: str) -> str:
     '''Fails.'''
     raise ValueError(why)
@@ -67,13 +72,19 @@ def address(script):
 
 def check(tools):
     box = Toolbox(tools)
-    assert set(box.tools) == {"add", "fail"}
+    assert set(box.tools) == {"add", "weather", "fail"}
     assert box.tools["add"].description == "Adds two numbers."
     assert box.call("add", '{"a": 2, "b": 40}').text == "42"
+    assert box.call("weather", '{"city": "Oslo"}').text == '{"city": "Oslo", "sky": "晴"}'
     refused = box.call("add", '{"a": "two", "b": 40}')
     assert not refused.ok and "'two' is not of type 'integer'" in refused.text
     failed = box.call("fail", '{"why": "no paper"}')
     assert not failed.ok and "Error executing tool fail" in failed.text
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "{broken", "plain\ntext", ""])
+def test_what_is_no_json_stays_as_it_is(text):
+    assert mcp_tools._in_one_line(text) == text
 
 
 @pytest.mark.timeout(120)

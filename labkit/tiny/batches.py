@@ -1,8 +1,13 @@
 """Turns dialogues into batches of token numbers, of equal size and always in the same order."""
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count as count_up
+from multiprocessing import get_context
 
 from tokenizers import Tokenizer
 
@@ -116,13 +121,32 @@ def pool_batches(tokenizer: Tokenizer, seed: int, pool: int, size: int) -> list[
     return batches
 
 
+def _pools(
+    tokenizer: Tokenizer, seed: int, size: int, first: int, makers: int
+) -> Iterator[list[Batch]]:
+    """The batches of one pool after the other, made by that many processes ahead of the need."""
+    make = partial(pool_batches, tokenizer, seed, size=size)
+    if not makers:
+        yield from map(make, count_up(first))
+        return
+    # Spawned, since a process that computes on a GPU cannot be forked.
+    pool = ProcessPoolExecutor(makers, mp_context=get_context("spawn"))
+    try:
+        numbers = count_up(first)
+        ahead = deque(pool.submit(make, next(numbers)) for _ in range(2 * makers))
+        while True:
+            ahead.append(pool.submit(make, next(numbers)))
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def batch_stream(
-    tokenizer: Tokenizer, seed: int, size: int, position: tuple[int, int] = (0, 0)
+    tokenizer: Tokenizer, seed: int, size: int, position: tuple[int, int] = (0, 0), makers: int = 0
 ) -> Iterator[tuple[Batch, tuple[int, int]]]:
     """Batches from a position (pool, batch) on, each with the position that follows it."""
-    pool, first = position
-    while True:
-        batches = pool_batches(tokenizer, seed, pool, size)
-        for i in range(first, len(batches)):
+    first, begun = position
+    for pool, batches in enumerate(_pools(tokenizer, seed, size, first, makers), first):
+        for i in range(begun, len(batches)):
             yield batches[i], (pool, i + 1)
-        pool, first = pool + 1, 0
+        begun = 0

@@ -27,7 +27,7 @@ SKILLS = {
 TELLS = frozenset({"memory", "missing"})
 HELD_OUT_SKILLS = (*MIX, "tool", "other_tool")
 # Of all dialogues, those that practise one skill and nothing else, at a third of the tokens.
-DRILLS = {"lab": 0.25, "extract": 0.17, "repeat": 0.17, "tool": 0.12}
+DRILLS = {"lab": 0.24, "extract": 0.16, "repeat": 0.14, "tool": 0.12, "follow_up": 0.06}
 WITH_TOOLS = 0.45  # of the others
 USING_TOOLS = 0.75  # of the episodes of those
 MOST_TURNS = 8
@@ -115,11 +115,12 @@ def _tool_drill(rng: random.Random, language: str) -> Dialogue:
 
 
 def _drill(rng: random.Random, language: str) -> Dialogue:
-    """One turn of one skill, as short as it can be: of the lab's answers only the opening."""
+    """One skill, as short as it can be: of the lab's answers only the opening."""
     skill = rng.choices(list(DRILLS), weights=DRILLS.values())[0]
     if skill == "tool":
         return _tool_drill(rng, language)
-    turns = SKILLS[skill](Voice(rng, language))[:1]
+    voice = Voice(rng, language)
+    turns = guide.follow_up(voice) if skill == "follow_up" else SKILLS[skill](voice)[:1]
     messages = as_messages(_system(rng, language), turns)
     return Dialogue(messages, (skill,), language, opening=skill == "lab")
 

@@ -165,9 +165,9 @@ def words(language: str) -> tuple[str, ...]:
 def pieces(letters: bool = False) -> tuple[str, ...]:
     """Pieces of words and signs to make names of, or only those of small Latin letters alone.
 
-    They are the tokens of the bundled vocabulary that are text by themselves, so that a model
-    that has copied them all can copy any. They are listed, and not asked of a tokenizer, because
-    what the dialogues say must not change with it.
+    They are tokens of a vocabulary like the bundled one that are text by themselves: a model that
+    has copied them all can copy nearly any. They are listed, and not asked of a tokenizer, because
+    the tokenizer is trained on the dialogues.
     """
     listed = tuple(_read("pieces")["pieces"])
     return tuple(p for p in listed if not letters or re.fullmatch(r"[a-z]{2,}", p))

@@ -86,11 +86,22 @@ def _also(voice: Voice, city: City, sight: Sight, about_fee: bool) -> list[Turn]
     return [(voice.ask(voice.phrases["also"], s=spoken), reply)]
 
 
-def city_guide(voice: Voice) -> list[Turn]:
-    """The sights of a city with follow-ups that only the history explains."""
+def _opened(voice: Voice) -> tuple[City, list[Turn]]:
+    """A city, and the question about its sights."""
     city = voice.rng.choice(list(cities().values()))
     question = voice.ask(voice.phrases["cities"], c=city.name(voice.language))
-    turns = [(voice.casual(question), sights_reply(voice, city))]
+    return city, [(voice.casual(question), sights_reply(voice, city))]
+
+
+def follow_up(voice: Voice) -> list[Turn]:
+    """The sights of a city, then always questions about single ones."""
+    city, turns = _opened(voice)
+    return turns + sight_turns(voice, city)
+
+
+def city_guide(voice: Voice) -> list[Turn]:
+    """The sights of a city with follow-ups that only the history explains."""
+    city, turns = _opened(voice)
     draw = voice.rng.random()
     if draw < 0.1:
         return sight_turns(voice, city)[:1]

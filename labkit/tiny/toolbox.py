@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.tiny.facts import LANGUAGES, tool_data, topics
+from labkit.tiny.facts import LANGUAGES, cities, tool_data, topics
 from labkit.tiny.voice import Voice, is_held_out
 
 
@@ -105,8 +105,15 @@ def _arguments(voice: Voice, name: str) -> tuple[Slots, dict[str, Any]]:
     elif name == "kv_cache_size":
         arguments = {"model": _model(voice), "tokens": voice.rng.randint(1, 400) * 128}
     else:
-        arguments = {"city": voice.place()}
+        arguments = {"city": _city(voice)}
     return arguments, arguments
+
+
+def _city(voice: Voice) -> str:
+    """A city to ask a tool about: now and then one whose sights the model knows, too."""
+    if not voice.unseen and voice.rng.random() < 0.25:
+        return voice.rng.choice(list(cities().values())).name(voice.language)
+    return voice.place()
 
 
 def _result(voice: Voice, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

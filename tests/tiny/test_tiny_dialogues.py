@@ -10,7 +10,7 @@ import pytest
 
 from labkit.tiny import cases, episodes, guide
 from labkit.tiny.cases import all_cases
-from labkit.tiny.dialogues import MIX, MOST_TURNS, dialogue, held_out, stream
+from labkit.tiny.dialogues import DRILLS, MIX, MOST_TURNS, dialogue, held_out, stream
 from labkit.tiny.episodes import SMALL_TALK, as_bullets, forms
 from labkit.tiny.extract import are_fields_apart, extraction_case
 from labkit.tiny.facts import (
@@ -56,7 +56,7 @@ def test_languages_are_balanced(sample):
 
 def test_every_skill_is_there(sample):
     skills = {skill for talk in sample for skill in talk.skills}
-    assert skills == {*MIX, "tool", "other_tool"}
+    assert skills == {*MIX, *DRILLS, "other_tool"}
 
 
 def test_roles_alternate_and_stay_short(sample):

@@ -1,10 +1,13 @@
 """Training survives being killed: it goes on where it was and ends with the same weights."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from labkit.tiny import MODEL_DIR, network, train
+from labkit.tiny.batches import batch_stream
 from labkit.tiny.dialogues import HELD_OUT_SKILLS
 from labkit.tiny.progress import CHECKPOINT, load_checkpoint
 from labkit.tiny.train import Recipe, Trainer
@@ -112,6 +116,37 @@ def test_another_recipe_is_refused(tmp_path):
     trainer(tmp_path).save()
     with pytest.raises(ValueError, match="another recipe"):
         trainer(tmp_path, Recipe(tokens=1))
+
+
+def test_batches_made_by_other_processes_are_the_same():
+    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+    here, elsewhere = (
+        list(islice(batch_stream(tokenizer, 1, 2048, (1, 160), makers), 60)) for makers in (0, 2)
+    )
+    assert here == elsewhere
+    assert {pool for _, (pool, _) in here} == {1, 2}, "the second pool is not reached"
+
+
+def test_each_device_has_a_recipe_of_its_own(monkeypatch, tmp_path, capsys):
+    made = {}
+
+    class Stopped(Exception):
+        pass
+
+    def recorded(recipe, checkpoint, start):
+        made[train.device()] = recipe
+        raise Stopped
+
+    monkeypatch.setattr(train, "Trainer", recorded)
+    monkeypatch.setattr("sys.argv", ["train", "--checkpoint", str(tmp_path)])
+    for device in train.PACES:
+        monkeypatch.setattr(train, "device", lambda device=device: device)
+        with pytest.raises(Stopped):
+            train.main()
+    assert made["cpu"].tokens == 140 * 60 * 8000
+    bundled = json.loads((MODEL_DIR / "training.json").read_text())
+    assert asdict(made["cuda"]) == bundled["recipe"], "the command does not make what is bundled"
+    assert bundled["device"] == "cuda" and bundled["before"] is None
 
 
 def test_learning_rate_warms_up_and_falls(tmp_path):
