@@ -80,8 +80,13 @@ def build(tokenizer: Tokenizer, sizes: dict | None = None) -> Qwen2ForCausalLM:
 
 
 def computes_in_half(device: str) -> bool:
-    """Whether bfloat16 is the faster type: emulated, it takes sixty times as long as float32."""
-    return device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    """Whether bfloat16 is the faster type: emulated, it takes sixty times as long as float32.
+
+    A GPU before Ampere, such as a T4, emulates it too, and Triton compiles nothing with it there.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _logits(model: Qwen2ForCausalLM, batch: Batch, device: str) -> tuple[torch.Tensor, ...]:

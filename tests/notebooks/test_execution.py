@@ -52,15 +52,15 @@ def test_a_notebook_runs_with_other_parameters(tmp_path):
     model = tmp_path / "another-model"
     shutil.copytree(BUNDLED["tiny"], model)
     command = [
-        *(*LABKIT, "run", str(ROOT / "notebooks" / "03_server.ipynb"), "--out", str(tmp_path)),
-        *("-p", "MODEL", str(model), "-p", "MAX_MODEL_LEN", "1024"),
+        *(*LABKIT, "run", str(ROOT / "notebooks" / "01_weights.ipynb"), "--out", str(tmp_path)),
+        *("-p", "MODEL", str(model), "-p", "MAX_NEW_TOKENS", "7"),
     ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     [record] = status_of(tmp_path)["notebooks"]
-    assert record["parameters"] == {"MODEL": str(model), "MAX_MODEL_LEN": 1024}
+    assert record["parameters"] == {"MODEL": str(model), "MAX_NEW_TOKENS": 7}
     executed = (tmp_path / "latest" / record["notebook"]).read_text()
-    assert "--served-model-name another-model" in executed and "--max-model-len 1024" in executed
+    assert "another-model: 1,536 bytes" in executed and "7 tokens in " in executed
 
 
 def guard_is_there(family: list[psutil.Process]) -> bool:

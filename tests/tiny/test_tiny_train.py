@@ -127,6 +127,12 @@ def test_batches_made_by_other_processes_are_the_same():
     assert {pool for _, (pool, _) in here} == {1, 2}, "the second pool is not reached"
 
 
+@pytest.mark.parametrize(("gpu", "in_half"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch, gpu, in_half):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    assert network.computes_in_half("cuda") is in_half
+
+
 def test_each_device_has_a_recipe_of_its_own(monkeypatch, tmp_path, capsys):
     made = {}
 
