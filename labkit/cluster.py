@@ -4,10 +4,8 @@ Every node needs the lab, set up as here. The notebook travels to the node and i
 back through Ray, so no folder has to be shared. A run whose node is lost is done again elsewhere.
 """
 
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 TRIES_AGAIN = 3  # how often a run may lose its node
 ANSWER_SECONDS = 5
-LOOK_SECONDS = 0.5  # how often it is looked whether somebody pressed Ctrl-C
 
 Result = tuple[dict[str, Any], dict[str, bytes]]
 
@@ -39,7 +36,7 @@ class Cluster:
         self, pending: Sequence[NotebookRun], result: RunReport, limits: Limits
     ) -> Iterator[NotebookRun]:
         """Yields each record when its run is over, in whatever order that is."""
-        with connected(self.address) as ray, noted_interrupts() as came:
+        with connected(self.address) as ray:
             task = ray.remote(_run).options(max_retries=TRIES_AGAIN, **_needs(ray))
             waiting: dict[ray.ObjectRef, NotebookRun] = {}
             for record in pending:
@@ -49,14 +46,11 @@ class Cluster:
             report.write(result)
             try:
                 while waiting:
-                    done, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_SECONDS)
-                    for reference in done:
-                        record = waiting.pop(reference)
-                        _take(ray, reference, record, result.folder)
-                        report.write(result)
-                        yield record
-                    if came:
-                        raise KeyboardInterrupt
+                    [done], _ = ray.wait(list(waiting), num_returns=1)
+                    record = waiting.pop(done)
+                    _take(ray, done, record, result.folder)
+                    report.write(result)
+                    yield record
             finally:
                 for reference, record in waiting.items():
                     record.status = "interrupted"
@@ -87,26 +81,6 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def noted_interrupts() -> Iterator[list[int]]:
-    """The signals that would raise KeyboardInterrupt, put into a list instead.
-
-    Ray calls Python code from its own, and what is raised there is lost: a sweep that nobody can
-    stop.
-    """
-    came: list[int] = []
-    in_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
-    ours = [n for n in numbers if signal.getsignal(n) is signal.default_int_handler]
-    for number in ours:
-        signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield came
-    finally:
-        for number in ours:
-            signal.signal(number, signal.default_int_handler)
 
 
 def _refuse_silence(address: str) -> None:

@@ -1,7 +1,6 @@
 """A sweep on a real Ray cluster of two nodes on this machine, one of them killed in the middle."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from labkit import cluster, sweeps
+from labkit import sweeps
 from labkit.errors import RunError
 
 # Ray takes a machine's outer address, unless it believes to be where there are no clusters.
@@ -137,14 +136,6 @@ def test_ctrl_c_ends_the_runs_over_there_and_the_same_sweep_goes_on(notebook):
         time.sleep(0.2)
     said, frame, _ = sweep(notebook, "no")
     assert "EXIT 0" in said and list(frame.status) == ["ok"] * 5
-
-
-def test_an_interrupt_is_noted_wherever_it_comes():
-    with cluster.noted_interrupts() as came:
-        signal.raise_signal(signal.SIGINT)  # as if in code of which Ray drops what it raises
-        assert came == [signal.SIGINT]
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_where_nobody_answers_nothing_is_started(notebook):
