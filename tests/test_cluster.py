@@ -39,6 +39,8 @@ from ray.cluster_utils import Cluster
 from labkit import runs, sweeps
 
 notebook, out, begun, kill = sys.argv[1:5]
+# Where the suite runs in the background of a script, Ctrl-C is ignored, and that is handed on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
