@@ -25,7 +25,6 @@ STAGES = [
     (re.compile(r"Loading weights took"), "weights loaded"),
     (re.compile(r"Warming up model for the compilation"), "compiling, which takes its time"),
     (re.compile(r"torch\.compile took|torch\.compile takes|saved AOT compiled"), "model compiled"),
-    (re.compile(r"Profiling CUDA graph memory"), "recording CUDA graphs, which takes its time"),
     (re.compile(r"KV cache size: ([\d,]+) tokens"), "KV cache reserved: {0} tokens"),
     (re.compile(r"Graph capturing finished"), "CUDA graphs captured"),
     (re.compile(r"Application startup complete"), "HTTP server up"),

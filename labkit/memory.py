@@ -170,7 +170,7 @@ def activation_bytes(shape: Shape, place: Place, choices: Choices) -> int:
     return max(2 * middle, 3 * 4 * scores)
 
 
-def packed_bytes(shape: Shape, place: Place, choices: Choices) -> int:
+def packed_bytes(shape: Shape, choices: Choices) -> int:
     """What a CPU holds beside the weights: two more copies of the vocabulary's vectors.
 
     Embedding and output layer are packed anew for the processor's matrix products, and the original
@@ -207,7 +207,8 @@ def plan(shape: Shape, place: Place, choices: Choices | None = None) -> Plan:
     ranks = choices.tensor_parallel_size
     weights = max(0, shape.weight_bytes(ranks) - int(choices.cpu_offload_gb * GIB))
     graphs = 0 if choices.enforce_eager or not place.on_gpu else shape.layers * GRAPHS_PER_LAYER
-    activation = (activation_bytes if place.on_gpu else packed_bytes)(shape, place, choices)
+    on_gpu = place.on_gpu
+    activation = activation_bytes(shape, place, choices) if on_gpu else packed_bytes(shape, choices)
     libraries = _libraries(shape, place, choices)
     budget = _budget(place, choices)
     left = budget - weights - activation - graphs - libraries

@@ -66,7 +66,7 @@ def device() -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out of a training run."""
+    """Everything that decides what comes out of a training run, beside the device's pace."""
 
     tokens: int
     seed: int = 1

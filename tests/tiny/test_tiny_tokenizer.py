@@ -11,7 +11,7 @@ from labkit.tiny.batches import LONGEST, OPENING, encode, make_batches, pieces
 from labkit.tiny.dialogues import dialogue, stream
 from labkit.tiny.episodes import as_bullets
 from labkit.tiny.facts import LANGUAGES, topics
-from labkit.tiny.tokenizer import SPECIAL, TEMPLATE, TOOL_TAGS
+from labkit.tiny.tokenizer import SPECIAL, TEMPLATE, TOOL_TAGS, train_tokenizer
 
 CLOCK = {
     "type": "function",
@@ -170,6 +170,11 @@ def test_an_opening_tells_what_a_reply_is_about(raw, language):
         for reply in (topic.answer, topic.short, as_bullets(topic)):
             found[tuple(raw.encode(reply).ids[:OPENING])].add(key)
     assert all(len(keys) == 1 for keys in found.values())
+
+
+def test_the_training_would_take_the_same_tokens(raw):
+    # Their numbers may differ: of two merges that are equally frequent either may come first.
+    assert train_tokenizer().get_vocab().keys() == raw.get_vocab().keys()
 
 
 def test_most_pieces_to_make_names_of_are_one_token(raw):

@@ -133,7 +133,7 @@ def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch, gpu, in_hal
     assert network.computes_in_half("cuda") is in_half
 
 
-def test_each_device_has_a_recipe_of_its_own(monkeypatch, tmp_path, capsys):
+def test_each_device_has_a_recipe_of_its_own(monkeypatch, tmp_path):
     made = {}
 
     class Stopped(Exception):
